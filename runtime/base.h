@@ -1,0 +1,73 @@
+/*
+ * What every file of the engine uses: failures in words, memory, the arena, the thread pool.
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef SQ_BASE_H
+#define SQ_BASE_H
+
+#include "runtime/squint.h"
+
+#include <stdatomic.h>
+
+#if defined(__GNUC__)
+#define SQ_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define SQ_PRINTF(f, a)
+#endif
+
+#define SQ_COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* ---- Failures ---------------------------------------------------------------------------- */
+
+/** Writes the sentence (truncated to fit, made valid UTF-8, control characters replaced) when msg is not
+ *  NULL, and returns err. Names from files go through here safely. */
+squint_err sq_fail(squint_msg *msg, squint_err err, const char *format, ...) SQ_PRINTF(3, 4);
+
+/* ---- Memory ------------------------------------------------------------------------------- */
+
+/** The allocator with malloc and free filled in where the caller gave none. */
+squint_allocator sq_allocator_or_default(const squint_allocator *a);
+void *sq_alloc(const squint_allocator *a, size_t size);          /* size 0 gives a valid pointer */
+void sq_free(const squint_allocator *a, void *memory, size_t size); /* NULL is fine */
+/** a * b, or false when it does not fit. */
+bool sq_mul(size_t a, size_t b, size_t *out);
+bool sq_add(size_t a, size_t b, size_t *out);
+
+/*
+ * One block of memory, handed out in 64-byte aligned parts by code that runs twice: first with base
+ * NULL, when sizes only add up in `used`, then on a block of that size. After the second run `full` must
+ * be false; overflow in either run sets it.
+ */
+typedef struct sq_arena {
+    uint8_t *base; /* 64-byte aligned, or NULL while planning */
+    size_t size;   /* bytes at base */
+    size_t used;
+    bool full;
+} sq_arena;
+
+/** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. */
+void *sq_take(sq_arena *arena, size_t n, size_t size);
+
+/* ---- Threads ------------------------------------------------------------------------------ */
+
+/*
+ * Persistent workers that take chunks of a job from one atomic counter, so that fast and slow cores
+ * finish together. Waiting workers spin briefly, then sleep. The calling thread works too.
+ */
+typedef struct sq_pool sq_pool;
+
+/* chunk in [0, n_chunks); worker in [0, n_threads), for scratch of its own. */
+typedef void sq_job_fn(void *ctx, unsigned chunk, unsigned worker);
+
+squint_err sq_pool_open(sq_pool **out, unsigned n_threads, const squint_allocator *a, squint_msg *msg);
+void sq_pool_close(sq_pool **pool);
+unsigned sq_pool_threads(const sq_pool *pool);
+/** Runs fn for every chunk and returns when all are done. A pool of one thread makes no system call. */
+void sq_pool_run(sq_pool *pool, unsigned n_chunks, sq_job_fn *fn, void *ctx);
+/** Cores of this machine that this process may use. */
+unsigned sq_cpu_count(void);
+
+/** Monotonic clock, in milliseconds. */
+double sq_now_ms(void);
+
+#endif

@@ -1,0 +1,127 @@
+/*
+ * GGUF v3: reading from a mapping or from memory, and writing.
+ * SPDX-License-Identifier: MIT
+ *
+ * Every file is hostile. sq_gguf_open() checks all of it before anything is handed out: every length
+ * against what is left of the file, every product for overflow, names unique, offsets aligned and
+ * data inside the file and not overlapping. What it hands out afterwards points into the file.
+ */
+#ifndef SQ_GGUF_H
+#define SQ_GGUF_H
+
+#include "quant/quant.h"
+#include "runtime/base.h"
+
+typedef enum sq_gguf_type {
+    SQ_GGUF_U8, SQ_GGUF_I8, SQ_GGUF_U16, SQ_GGUF_I16, SQ_GGUF_U32, SQ_GGUF_I32, SQ_GGUF_F32, SQ_GGUF_BOOL,
+    SQ_GGUF_STRING, SQ_GGUF_ARRAY, SQ_GGUF_U64, SQ_GGUF_I64, SQ_GGUF_F64,
+    SQ_GGUF_TYPE_COUNT
+} sq_gguf_type;
+
+/* Tensor types, as GGUF numbers them. I8 tensors may hold panels (quant.h). */
+typedef enum sq_tensor_type {
+    SQ_TENSOR_F32 = 0,
+    SQ_TENSOR_F16 = 1,
+    SQ_TENSOR_Q4_0 = 2,
+    SQ_TENSOR_Q8_0 = 8,
+    SQ_TENSOR_I8 = 24,
+    SQ_TENSOR_I32 = 26,
+} sq_tensor_type;
+
+typedef struct sq_str {
+    const char *s; /* not terminated */
+    size_t len;
+} sq_str;
+
+/* One key. Scalars are read with the getters below. */
+typedef struct sq_gguf_kv {
+    sq_str key;
+    sq_gguf_type type;
+    sq_gguf_type elem_type; /* arrays */
+    uint64_t count;         /* arrays: elements; else 1 */
+    const uint8_t *data;    /* unaligned, little-endian; strings: length, then bytes */
+    size_t file_pos;        /* of the key, for messages */
+} sq_gguf_kv;
+
+enum { SQ_GGUF_MAX_DIMS = 4 };
+
+typedef struct sq_gguf_tensor {
+    sq_str name;
+    uint32_t n_dims;
+    uint64_t ne[SQ_GGUF_MAX_DIMS]; /* fastest dimension first; 1 past n_dims */
+    uint32_t type;                 /* sq_tensor_type */
+    const uint8_t *data;           /* aligned to general.alignment within the file */
+    size_t bytes;
+    size_t file_pos;               /* of the data, for messages */
+} sq_gguf_tensor;
+
+typedef struct sq_gguf sq_gguf;
+
+/** Opens and checks. `path` is used in messages; for memory it may be any name. */
+squint_err sq_gguf_open(sq_gguf **out, const char *path, const squint_allocator *a, squint_msg *msg);
+squint_err sq_gguf_open_memory(sq_gguf **out, const char *name, const void *data, size_t size,
+                               const squint_allocator *a, squint_msg *msg);
+void sq_gguf_close(sq_gguf **g);
+
+const char *sq_gguf_path(const sq_gguf *g);
+size_t sq_gguf_size(const sq_gguf *g); /* of the file, bytes */
+size_t sq_gguf_n_keys(const sq_gguf *g);
+const sq_gguf_kv *sq_gguf_key(const sq_gguf *g, size_t i);
+const sq_gguf_kv *sq_gguf_find_key(const sq_gguf *g, const char *key); /* NULL when absent; binary search or hash */
+size_t sq_gguf_n_tensors(const sq_gguf *g);
+const sq_gguf_tensor *sq_gguf_tensor_at(const sq_gguf *g, size_t i);
+const sq_gguf_tensor *sq_gguf_find(const sq_gguf *g, const char *name); /* NULL when absent */
+
+/* Getters. A missing key leaves *out alone (set the default before) when `required` is false, else fails
+ * with a message that names the key; so does a wrong type. Integers of any width are accepted where they fit. */
+squint_err sq_gguf_get_u32(const sq_gguf *g, const char *key, bool required, uint32_t *out, squint_msg *msg);
+squint_err sq_gguf_get_f32(const sq_gguf *g, const char *key, bool required, float *out, squint_msg *msg);
+squint_err sq_gguf_get_bool(const sq_gguf *g, const char *key, bool required, bool *out, squint_msg *msg);
+squint_err sq_gguf_get_str(const sq_gguf *g, const char *key, bool required, sq_str *out, squint_msg *msg);
+/** An array of exactly n numbers or bools, converted to float or uint32. */
+squint_err sq_gguf_get_f32s(const sq_gguf *g, const char *key, bool required, float *out, size_t n, squint_msg *msg);
+squint_err sq_gguf_get_u32s(const sq_gguf *g, const char *key, bool required, uint32_t *out, size_t n,
+                            squint_msg *msg);
+squint_err sq_gguf_get_bools(const sq_gguf *g, const char *key, bool required, bool *out, size_t n, squint_msg *msg);
+
+/** String i of a string array, walking from *cursor (start at kv->data); the file was checked on opening. */
+sq_str sq_gguf_next_str(const uint8_t **cursor);
+
+bool sq_str_eq(sq_str a, const char *b);
+const char *sq_tensor_type_name(uint32_t type); /* "F32", ...; "unknown" */
+/** Bytes of a tensor of this type and shape; false on overflow, unknown type, or rows that are not whole blocks. */
+bool sq_tensor_bytes(uint32_t type, const uint64_t ne[SQ_GGUF_MAX_DIMS], size_t *bytes);
+/** Is this I8 tensor a panel matrix? Checks its header and size; on success w points into the file. */
+bool sq_tensor_is_panels(const sq_gguf_tensor *t);
+squint_err sq_tensor_panels(const sq_gguf *g, const sq_gguf_tensor *t, sq_panels *w, squint_msg *msg);
+
+/* ---- Writing ------------------------------------------------------------------------------ */
+
+/*
+ * Keys, then tensor infos, then data, in the order of the calls. Data is streamed: declare every tensor
+ * first, then write each one's bytes in the same order. The file appears under its name only when
+ * sq_gguf_write_end() succeeds (temporary name, fsync, rename): nothing half-written replaces a good file.
+ */
+typedef struct sq_gguf_writer sq_gguf_writer;
+
+squint_err sq_gguf_write_begin(sq_gguf_writer **out, const char *path, uint32_t alignment,
+                               const squint_allocator *a, squint_msg *msg);
+void sq_gguf_put_u32(sq_gguf_writer *w, const char *key, uint32_t v);
+void sq_gguf_put_f32(sq_gguf_writer *w, const char *key, float v);
+void sq_gguf_put_bool(sq_gguf_writer *w, const char *key, bool v);
+void sq_gguf_put_str(sq_gguf_writer *w, const char *key, sq_str v);
+void sq_gguf_put_f32s(sq_gguf_writer *w, const char *key, const float *v, size_t n);
+void sq_gguf_put_bools(sq_gguf_writer *w, const char *key, const bool *v, size_t n);
+void sq_gguf_put_strs(sq_gguf_writer *w, const char *key, const sq_str *v, size_t n);
+/** Copies a key of another file as it is. */
+void sq_gguf_put_kv(sq_gguf_writer *w, const sq_gguf *from, const sq_gguf_kv *kv);
+void sq_gguf_put_tensor(sq_gguf_writer *w, sq_str name, uint32_t n_dims, const uint64_t *ne, uint32_t type);
+/** Data of the next declared tensor; bytes must be its size. */
+void sq_gguf_put_data(sq_gguf_writer *w, const void *data, size_t bytes);
+/** Failures of all calls since begin are told here. The writer is released in any case; without success
+ *  the file at path is as it was. */
+squint_err sq_gguf_write_end(sq_gguf_writer **w, squint_msg *msg);
+/** Gives up and releases; the file at path is as it was. */
+void sq_gguf_write_abort(sq_gguf_writer **w);
+
+#endif

@@ -1,0 +1,228 @@
+/*
+ * squint: captions images offline with vision-language models whose decoder layers skip the
+ * vision tokens they don't need (Mixture of Depths: p-MoD, arXiv 2412.04449).
+ * SPDX-License-Identifier: MIT
+ *
+ * The whole of it:
+ *
+ *     squint_model *model;
+ *     squint_session *session;
+ *     squint_result result;
+ *     squint_msg msg;
+ *
+ *     if (squint_model_open(&model, "squint.gguf", NULL, &msg) != SQUINT_OK) { puts(msg.text); return 1; }
+ *     if (squint_session_open(&session, model, NULL, &msg) == SQUINT_OK) {
+ *         if (squint_caption_file(session, "cat.jpg", NULL, &result, &msg) == SQUINT_OK)
+ *             puts(result.text);
+ *         squint_session_close(&session);
+ *     }
+ *     squint_model_close(&model);
+ *
+ * One model serves any number of sessions on any number of threads; a session belongs to one thread
+ * at a time. The library never prints, exits or aborts: every call that can fail returns a
+ * squint_err and, where given a squint_msg, one sentence that names the file, key, tensor or option.
+ * Structs of options are read as "zero is the default": clear them, then set what you want.
+ */
+#ifndef SQUINT_H
+#define SQUINT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SQUINT_VERSION_MAJOR 0
+#define SQUINT_VERSION_MINOR 1
+#define SQUINT_VERSION_PATCH 0
+
+#if defined(_WIN32)
+#define SQUINT_API
+#elif defined(__GNUC__)
+#define SQUINT_API __attribute__((visibility("default")))
+#else
+#define SQUINT_API
+#endif
+
+#if defined(__GNUC__)
+#define SQUINT_MUST_CHECK __attribute__((warn_unused_result))
+#else
+#define SQUINT_MUST_CHECK
+#endif
+
+/** What came of a call. */
+typedef enum squint_err {
+    SQUINT_OK = 0,
+    SQUINT_ERR_ARGUMENT,    /* an argument or option is out of its range */
+    SQUINT_ERR_IO,          /* a file cannot be opened, read or mapped */
+    SQUINT_ERR_FORMAT,      /* a model file is damaged or contradicts itself */
+    SQUINT_ERR_UNSUPPORTED, /* a model, image or CPU feature that this build does not know */
+    SQUINT_ERR_IMAGE,       /* an image file is damaged or too large */
+    SQUINT_ERR_NOMEM,       /* the allocator returned NULL */
+    SQUINT_ERR_LIMIT,       /* the prompt does not fit the model's context */
+    SQUINT_ERR_NUMERIC,     /* NaN or infinity where the model must not have one */
+    SQUINT_ERR_CANCELLED,   /* squint_session_cancel() or a callback stopped it */
+} squint_err;
+
+/** A failure in words: one line without a newline, valid UTF-8, always terminated. */
+typedef struct squint_msg {
+    char text[512];
+} squint_msg;
+
+/**
+ * Where all memory comes from. NULL functions mean malloc. A caption's token loop calls neither.
+ * The model file is mapped, not allocated. stb_image takes its memory here too.
+ */
+typedef struct squint_allocator {
+    void *(*alloc)(void *user, size_t size);          /* aligned for any C type, or NULL */
+    void (*free)(void *user, void *memory, size_t size); /* size as given to alloc; memory is never NULL */
+    void *user;
+} squint_allocator;
+
+typedef struct squint_model squint_model;     /* a loaded model: read-only, shared */
+typedef struct squint_session squint_session; /* one image and the caption written for it */
+
+typedef struct squint_model_options {
+    squint_allocator allocator;
+    const char *isa; /* kernels to use: "scalar", "avx2", ...; NULL: SQUINT_ISA, then the best here */
+} squint_model_options;
+
+/** What a session keeps keys and values in. */
+typedef enum squint_kv {
+    SQUINT_KV_AUTO = 0, /* F16, or F32 when the decoder's weights are F32 */
+    SQUINT_KV_F16,
+    SQUINT_KV_F32,
+} squint_kv;
+
+typedef struct squint_session_options {
+    unsigned threads;     /* 0: one a core of this machine; at most 256 */
+    unsigned max_tokens;  /* longest caption a session can write, in tokens; 0: 64 */
+    unsigned max_prompt;  /* longest prompt text, in bytes; 0: 256 */
+    squint_kv kv;
+} squint_session_options;
+
+/** The stages of a caption, in their order. */
+typedef enum squint_stage {
+    SQUINT_STAGE_IMAGE,   /* decode, resize, normalise */
+    SQUINT_STAGE_TOWER,   /* vision tower and projector */
+    SQUINT_STAGE_PREFILL, /* decoder over image and prompt */
+    SQUINT_STAGE_DECODE,  /* one token after another */
+    SQUINT_STAGE_COUNT
+} squint_stage;
+
+typedef struct squint_caption_options {
+    const char *prompt;   /* UTF-8; NULL: the model's own. A "plain" model continues it. */
+    unsigned max_tokens;  /* 0: the session's */
+    float temperature;    /* 0: greedy */
+    unsigned top_k;       /* 0: all tokens */
+    float top_p;          /* 0: off, else in (0, 1] */
+    float min_p;          /* 0: off, else in (0, 1] */
+    uint64_t seed;        /* of the sampler; the same seed gives the same text */
+    /** A piece of the caption, as soon as it is complete UTF-8. Return false to stop. */
+    bool (*on_text)(void *user, const char *text, size_t bytes);
+    /** Work done of a stage, in steps (layers or tokens). Return false to stop. */
+    bool (*on_progress)(void *user, squint_stage stage, unsigned done, unsigned total);
+    void *user; /* for both callbacks, which run in the calling thread */
+} squint_caption_options;
+
+typedef enum squint_finish {
+    SQUINT_FINISH_STOP,   /* the model ended its caption */
+    SQUINT_FINISH_LENGTH, /* max_tokens or the model's context is used up */
+} squint_finish;
+
+/** A caption. Pointers belong to the session and hold until its next call. */
+typedef struct squint_result {
+    const char *text;           /* UTF-8, white space trimmed at both ends */
+    const uint32_t *tokens;     /* [n_tokens] the ids generated, without the end token */
+    unsigned n_tokens;
+    unsigned n_prompt_tokens;   /* vision tokens included */
+    unsigned n_vision_tokens;
+    unsigned n_layers;
+    const uint32_t *kept;       /* [n_layers] vision tokens that each decoder layer ran */
+    squint_finish finish;
+    double stage_ms[SQUINT_STAGE_COUNT];
+    size_t kv_bytes;            /* of keys and values in use at the end, all layers */
+    double prefill_macs;        /* multiply-adds of the decoder's prefill as run */
+    double prefill_macs_dense;  /* the same with no token skipped */
+} squint_result;
+
+/** The library's version, "major.minor.patch"; static storage. */
+SQUINT_API const char *squint_version(void);
+
+/**
+ * Maps a GGUF file and checks every key and tensor against the architecture that it names. Weights in
+ * squint's own layouts are used where they lie; others are repacked here.
+ *
+ * @param out      on success a handle for squint_model_close(); on failure NULL, nothing to release
+ * @param path     of one file with tower, projector, decoder and tokenizer
+ * @param options  NULL for the defaults
+ * @param msg      NULL, or where a failure is told in words
+ * @return SQUINT_OK, _ARGUMENT, _IO, _FORMAT, _UNSUPPORTED, _NOMEM
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_model_open(squint_model **out, const char *path,
+                                                          const squint_model_options *options, squint_msg *msg);
+
+/**
+ * The same from memory, a flash image say. `data` must stay unchanged until the model is closed and
+ * be 64-byte aligned for panels to be used in place.
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_model_open_memory(squint_model **out, const void *data, size_t size,
+                                                                 const squint_model_options *options,
+                                                                 squint_msg *msg);
+
+/** Releases a model and clears the pointer. All its sessions must be closed. NULL is fine. */
+SQUINT_API void squint_model_close(squint_model **model);
+
+/** Name of the kernels in use ("avx2"); static storage. */
+SQUINT_API const char *squint_model_isa(const squint_model *model);
+
+/** Bytes that a session with these options takes from the allocator, without taking them. 0 when the
+ *  options are out of range. */
+SQUINT_API size_t squint_session_bytes(const squint_model *model, const squint_session_options *options);
+
+/**
+ * @param out  on success a handle for squint_session_close(); on failure NULL
+ * @return SQUINT_OK, _ARGUMENT, _NOMEM
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_session_open(squint_session **out, const squint_model *model,
+                                                            const squint_session_options *options, squint_msg *msg);
+
+/** Ends a session's threads, releases it and clears the pointer. NULL is fine. */
+SQUINT_API void squint_session_close(squint_session **session);
+
+/** Stops the caption in the making with SQUINT_ERR_CANCELLED. From any thread or a signal handler. */
+SQUINT_API void squint_session_cancel(squint_session *session);
+
+/**
+ * Captions an image file: JPEG, PNG, BMP or PNM, at most 64 megapixels. Converted to RGB, alpha dropped, no
+ * EXIF rotation.
+ *
+ * @param options  NULL: greedy, the model's own prompt
+ * @param result   filled on success, and on _CANCELLED with what there is
+ * @return SQUINT_OK, _ARGUMENT, _IO, _IMAGE, _UNSUPPORTED, _NOMEM, _LIMIT, _NUMERIC, _CANCELLED
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_file(squint_session *session, const char *path,
+                                                            const squint_caption_options *options,
+                                                            squint_result *result, squint_msg *msg);
+
+/** The same for an encoded image in memory. */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_memory(squint_session *session, const void *data, size_t size,
+                                                              const squint_caption_options *options,
+                                                              squint_result *result, squint_msg *msg);
+
+/**
+ * The same for pixels: rows top to bottom, 3 bytes RGB a pixel.
+ * @param stride  bytes from one row to the next, at least 3 * width
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsigned width,
+                                                           unsigned height, size_t stride,
+                                                           const squint_caption_options *options,
+                                                           squint_result *result, squint_msg *msg);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

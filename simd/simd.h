@@ -1,0 +1,165 @@
+/*
+ * simd: kernels and their choice at run time. The only room with intrinsics.
+ * SPDX-License-Identifier: MIT
+ *
+ * A kernel computes any part of its output that it is asked for, allocates nothing, starts no
+ * thread and keeps no state. The C version of each (simd/NAME.c) defines the result; a version
+ * for an instruction set (simd/x86/NAME_avx2.c) equals it within the bound that its test argues:
+ * integer parts exactly, float parts up to the order of additions.
+ */
+#ifndef SQ_SIMD_H
+#define SQ_SIMD_H
+
+#include "quant/quant.h"
+
+/* ---- Activations ------------------------------------------------------------------------ */
+
+enum { SQ_MR_MAX = 16 };
+
+/*
+ * Rows of activations as the GEMM kernels read them. `m` rows are cut into tiles of `mr` rows (the
+ * kernel table says how many); a tile is
+ *
+ *   q      [k_pad / 4][mr][4]  int8 in [-127, 127]
+ *   scale  [n_groups][mr]      float, max|x| / 127 of the row's group (0 when all are zero)
+ *   sum    [n_groups][mr]      int32, sum of the group's q
+ *
+ * with k_pad = k rounded up to 32 and n_groups = ceil(k / group). Rows past m and inputs past k
+ * are zero, scale included.
+ */
+typedef struct sq_acts {
+    int8_t *q;      /* [m_tiles][k_pad / 4][mr][4], 64-byte aligned */
+    float *scale;   /* [m_tiles][n_groups][mr] */
+    int32_t *sum;   /* [m_tiles][n_groups][mr] */
+    uint32_t m, k, group, mr;
+} sq_acts;
+
+static inline uint32_t sq_acts_tiles(const sq_acts *a) { return (a->m + a->mr - 1) / a->mr; }
+static inline uint32_t sq_acts_k_pad(const sq_acts *a) { return sq_round_up(a->k, SQ_PANEL_K); }
+static inline uint32_t sq_acts_groups(const sq_acts *a) { return (a->k + a->group - 1) / a->group; }
+
+/* ---- Rows: what happens to a row on its way into a matrix product ------------------------ */
+
+typedef enum sq_row_op {
+    SQ_ROW_COPY,      /* y = x */
+    SQ_ROW_RMSNORM,   /* y = w * x / sqrt(mean(x^2) + eps), arXiv 1910.07467 */
+    SQ_ROW_LAYERNORM, /* y = w * (x - mean) / sqrt(var + eps) + b, arXiv 1607.06450 */
+    SQ_ROW_SWIGLU,    /* y[j] = silu(x[j]) * x[k + j]: the row holds gate, then up; arXiv 2002.05202 */
+    SQ_ROW_QUICKGELU, /* y = x * sigmoid(1.702 x) */
+    SQ_ROW_GELU,      /* y = x / 2 * (1 + erf(x / sqrt(2))) */
+} sq_row_op;
+
+/* The rows to read: row i of the result is row rows[i] (or i when rows is NULL) of x. This is the
+ * gather of a routed layer: rows that are not listed are never read. */
+typedef struct sq_rows_in {
+    const float *x;      /* [*][ldx] */
+    size_t ldx;          /* floats from one row to the next */
+    const uint32_t *rows; /* [m] or NULL */
+    uint32_t k;          /* length of a result row (SWIGLU reads 2 * k) */
+    sq_row_op op;
+    const float *weight; /* [k], norms only */
+    const float *bias;   /* [k], layer norm only */
+    float eps;
+} sq_rows_in;
+
+/* y[k] = op(x), one row. */
+typedef void sq_row_fn(const sq_rows_in *in, const float *x, float *y);
+
+/**
+ * Gather, op, quantise and pack tiles [tile0, tile0 + n_tiles) of `out` in one pass.
+ * @param scratch  out->k floats, this thread's own
+ */
+typedef void sq_rows_pack_fn(const sq_rows_in *in, sq_acts *out, uint32_t tile0, uint32_t n_tiles, float *scratch);
+
+/* ---- GEMM -------------------------------------------------------------------------------- */
+
+/*
+ * What a product does with value v of row i and output channel j, in the store of the kernel:
+ *
+ *   t = row_weight[i] * (v + bias[j])                       (no row_weight: 1; no bias: 0)
+ *   c[row][j] = add ? c[row][j] + t : t,   row = rows ? rows[i] : i
+ *
+ * With `rows` and `add` this is the scatter and the residual of a routed layer.
+ */
+typedef struct sq_gemm_out {
+    float *c;
+    size_t ldc;              /* floats from one row of c to the next */
+    const float *bias;       /* [n] or NULL */
+    const uint32_t *rows;    /* [m] or NULL */
+    const float *row_weight; /* [m] or NULL */
+    bool add;
+} sq_gemm_out;
+
+/**
+ * out = A W^T for all rows of `a` and the output channels of panels [panel0, panel0 + n_panels).
+ * a->k == w->k, a->group == sq_panels_act_group(w), a->mr is this table's mr.
+ */
+typedef void sq_gemm_fn(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
+                        const sq_gemm_out *out);
+
+/* ---- Attention --------------------------------------------------------------------------- */
+
+typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
+
+/*
+ * One query head over one KV head. Query row i (i < n_q) attends keys [0, first_kv + i] when
+ * causal, else all n_kv; softmax in float32 with the running maximum (arXiv 2205.14135).
+ *
+ *   out[i] = sum_j softmax_j(scale * q[i].k[j]) v[j]
+ */
+typedef struct sq_attn {
+    const float *q;   /* [n_q][ldq], head_dim used */
+    size_t ldq;
+    const void *k, *v; /* [n_kv][ldkv] of kv_type */
+    size_t ldkv;
+    sq_kv_type kv_type;
+    uint32_t n_q, n_kv, head_dim; /* head_dim <= 256 */
+    bool causal;
+    uint32_t first_kv; /* causal: keys before the first query of this call, itself not counted */
+    float scale;
+    float *out;       /* [n_q][ldo] */
+    size_t ldo;
+} sq_attn;
+
+typedef void sq_attn_fn(const sq_attn *a);
+
+/* ---- Small vectors ----------------------------------------------------------------------- */
+
+/* sum x[i] * y[i]: the router's score, in float32 from the residual stream. */
+typedef float sq_dot_fn(const float *x, const float *y, size_t n);
+/* x[i] *= s: the reweighting of a skipped row. */
+typedef void sq_scale_fn(float *x, float s, size_t n);
+/* dst[i] = (binary16) src[i] */
+typedef void sq_to_f16_fn(const float *src, uint16_t *dst, size_t n);
+
+/* Rotates one head in place (arXiv 2104.09864). cos_sin: [head_dim/2] cosines, then as many sines.
+ * half: pairs (i, i + head_dim/2), else pairs (2i, 2i + 1), as llama.cpp stores W_q and W_k. */
+typedef void sq_rope_fn(float *x, const float *cos_sin, uint32_t head_dim, bool half);
+
+/* ---- The table --------------------------------------------------------------------------- */
+
+typedef struct sq_kernels {
+    const char *isa; /* "scalar", "avx2" */
+    uint32_t mr;     /* rows of an activation tile, for all gemm kernels of the table */
+    sq_gemm_fn *gemm_i8, *gemm_i4;
+    sq_rows_pack_fn *rows_pack;
+    sq_row_fn *row;
+    sq_attn_fn *attention;
+    sq_dot_fn *dot;
+    sq_scale_fn *scale;
+    sq_to_f16_fn *to_f16;
+    sq_rope_fn *rope;
+} sq_kernels;
+
+/** The table called `isa`, the best this CPU runs when NULL or "auto"; NULL when unknown or not runnable here. */
+const sq_kernels *sq_kernels_get(const char *isa);
+/** Names that sq_kernels_get() accepts on this CPU, worst first, NULL at the end. */
+const char *const *sq_kernels_names(void);
+
+/** gemm_i8 or gemm_i4, as the weights need. */
+static inline sq_gemm_fn *sq_kernels_gemm(const sq_kernels *k, const sq_panels *w)
+{
+    return w->type == SQ_PANEL_I4 ? k->gemm_i4 : k->gemm_i8;
+}
+
+#endif
