@@ -1,0 +1,216 @@
+/*
+ * The engine's inside: models, sessions, the family table, and the verbs that models/ is written with.
+ * SPDX-License-Identifier: MIT
+ *
+ * A family (models/) describes one kind of network: how to load it, what a session of it needs, how to
+ * run it. The engine owns files, memory, threads, text and pictures, and knows families by their table.
+ */
+#ifndef SQ_ENGINE_H
+#define SQ_ENGINE_H
+
+#include "runtime/gguf.h"
+#include "runtime/image.h"
+#include "runtime/route.h"
+#include "runtime/sample.h"
+#include "runtime/tokenizer.h"
+#include "simd/simd.h"
+
+/* ---- Weights ----------------------------------------------------------------------------- */
+
+/* W[n][k]: floats in rows, or panels when f32 is NULL. */
+typedef struct sq_mat {
+    uint32_t n, k;
+    const float *f32;
+    sq_panels panels;
+} sq_mat;
+
+/** Row `row` as floats: out[k]. */
+void sq_mat_row(const sq_mat *m, uint32_t row, float *out);
+
+/* Memory that a model took while loading (repacked or expanded weights, tables), released with it. */
+typedef struct sq_owned sq_owned;
+
+/** Zeroed, 64-byte aligned memory that lives as long as the model; NULL when there is none. */
+void *sq_model_take(squint_model *m, size_t n, size_t size);
+
+/**
+ * Reads tensor `name` as a matrix of n outputs and k inputs: panels and F32 in place, F16 expanded, Q8_0 and Q4_0
+ * repacked into panels of group 32. More than two dimensions count as [n][everything else].
+ */
+squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
+/** Reads an F32 or F16 tensor of exactly n elements; a missing one fails when required, else *out is NULL. */
+squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out,
+                       squint_msg *msg);
+
+/* ---- Models ------------------------------------------------------------------------------ */
+
+typedef struct sq_family sq_family;
+
+struct squint_model {
+    squint_allocator alloc;
+    const sq_kernels *kernels;
+    const sq_family *family;
+    sq_gguf *file;         /* NULL for a synthetic model */
+    sq_tokenizer *tokenizer; /* NULL for a synthetic model */
+    sq_owned *owned;
+    sq_str template_name;
+    /* What every family tells the engine about itself. */
+    uint32_t n_layers, n_vocab, n_ctx;
+    uint32_t max_expanded;   /* longest prompt with vision tokens; 0: n_ctx */
+    uint32_t n_vision;       /* vision tokens an image; 0: no tower */
+    bool float_decoder;      /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
+    sq_image_rule image_rule;
+    void *net;               /* the family's own: shapes and weights */
+};
+
+/* ---- Sessions ----------------------------------------------------------------------------- */
+
+typedef struct sq_limits {
+    uint32_t max_rows;   /* tokens of one forward pass, vision tokens included */
+    uint32_t max_tokens; /* of a whole sequence */
+    uint32_t max_logits; /* rows of logits one forward pass can be asked for */
+    sq_kv_type kv;
+} sq_limits;
+
+/* What is going on inside, for tests, parity checks and `squint eval`. `layer` is -1 outside the decoder.
+ * data is float [rows][cols] unless the name says otherwise. */
+typedef enum sq_trace_what {
+    SQ_TRACE_TOWER,     /* tower output */
+    SQ_TRACE_PROJECTED, /* vision tokens as the decoder gets them */
+    SQ_TRACE_EMBEDDED,  /* the sequence before layer 0 */
+    SQ_TRACE_LAYER,     /* the sequence after a layer */
+    SQ_TRACE_SCORES,    /* router logits of the routable tokens, one row */
+    SQ_TRACE_KEPT,      /* uint32 positions in this pass that the layer runs, one row */
+    SQ_TRACE_WEIGHTS,   /* weights of the routable tokens, one row */
+} sq_trace_what;
+typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols);
+
+/* Buffers of matrix products; see sq_project(). */
+typedef struct sq_compute {
+    const sq_kernels *kernels;
+    sq_pool *pool;
+    sq_acts acts;      /* big enough for the largest product of the session */
+    float *rows_f32;   /* [max_rows][max_k], only when a weight is F32 */
+    float *scratch;    /* [n_threads][scratch_floats] */
+    size_t scratch_floats;
+} sq_compute;
+
+struct squint_session {
+    const squint_model *model;
+    squint_allocator alloc;
+    squint_session_options options;
+    sq_limits limits;
+    sq_arena arena;
+    void *block;     /* the arena's memory as allocated */
+    size_t block_bytes;
+    sq_pool *pool;
+    sq_compute compute;
+    void *state;     /* the family's own, in the arena */
+    atomic_bool cancel;
+
+    float *pixels;   /* [3][size][size] */
+    float *vision;   /* [n_vision][d]: written by encode, read by forward */
+    float *logits;   /* [max_logits][n_vocab] */
+    uint32_t n_past; /* tokens in the caches; the next one's position */
+    uint32_t n_routed; /* routable tokens in the caches */
+    uint32_t *kept;  /* [n_layers] vision tokens run by each layer in the last routed pass */
+    double macs, macs_dense; /* of the decoder since sq_session_reset() */
+
+    sq_trace_fn *trace;
+    void *trace_user;
+    bool (*on_progress)(void *user, squint_stage stage, unsigned done, unsigned total);
+    void *progress_user;
+
+    /* Captioning (caption.c) */
+    uint32_t *ids;       /* [max_rows] */
+    uint32_t *tokens;    /* [max_tokens of a caption] */
+    char *text;
+    size_t text_bytes;
+    void *token_scratch;
+    size_t token_scratch_bytes;
+    sq_candidate *candidates; /* [n_vocab] */
+};
+
+/** A session with limits of one's own; squint_session_open() derives them from the options. */
+squint_err sq_session_open_limits(squint_session **out, const squint_model *model,
+                                  const squint_session_options *options, const sq_limits *limits, squint_msg *msg);
+/** Forgets the sequence. */
+void sq_session_reset(squint_session *s);
+/** Pixels to vision tokens: s->pixels must be filled. */
+squint_err sq_session_encode(squint_session *s, squint_msg *msg);
+/**
+ * Appends n tokens to the sequence and runs them: prefill, append and decode are all this. SQ_IMAGE_TOKEN takes
+ * the next row of s->vision. A pass with image tokens routes, and must be the first to have any (spec
+ * 3.6, 3.7: routing pools all vision tokens); a pass without runs dense.
+ *
+ * @param n_logits  logits of the last n_logits tokens are left in s->logits, row 0 the earliest
+ * @return SQUINT_OK, _LIMIT, _NUMERIC, _CANCELLED, _ARGUMENT
+ */
+squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
+/** Takes the last tokens off the sequence, down to n_past. Vision tokens stay. */
+squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg);
+/** Bytes of keys and values in use, all layers. */
+size_t sq_session_kv_bytes(const squint_session *s);
+/** Decodes pixels into s->pixels by the model's rule. */
+squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
+                              squint_msg *msg);
+/** true when a callback or squint_session_cancel() wants to stop. */
+bool sq_session_stopped(squint_session *s, squint_stage stage, unsigned done, unsigned total);
+
+/* ---- Verbs --------------------------------------------------------------------------------- */
+
+/** Plans the buffers of sq_project() for products of up to max_m rows, max_k inputs, activation groups of min_group
+ *  or more. Run twice like all planning (sq_arena). */
+void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_t max_m, uint32_t max_k,
+                     uint32_t min_group, bool any_f32);
+
+/**
+ * out[i] = op(rows) W[i]^T for up to 4 matrices that read the same rows: gather, op and quantise once, then one
+ * job over the panels of all of them. in->k must be every W[i]'s k. Rows that `in` does not list are never read.
+ */
+void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *const *w, const sq_gemm_out *out,
+                unsigned n_mats);
+
+/* Attention of all heads: query head h reads KV head h * n_kv_heads / n_heads. */
+typedef struct sq_heads {
+    sq_attn attn;            /* of head 0: q, k, v, out at their first element */
+    uint32_t n_heads, n_kv_heads;
+    size_t kv_head_bytes;    /* from one KV head to the next, in k and in v */
+} sq_heads; /* query and output heads lie head_dim floats apart in a row */
+void sq_attend(sq_compute *c, const sq_heads *heads);
+
+/* ---- Families ------------------------------------------------------------------------------ */
+
+struct sq_family {
+    const char *name;
+    /** Does this file hold a network of this family? Looks at keys only. */
+    bool (*matches)(const sq_gguf *g);
+    /** Reads shapes and weights into m->net and fills in what the engine wants to know. */
+    squint_err (*load)(squint_model *m, squint_msg *msg);
+    /** Plans s->state, s->compute and what else a session of these limits needs. Runs twice (sq_arena). */
+    void (*plan)(squint_session *s, sq_arena *arena);
+    void (*reset)(squint_session *s);
+    squint_err (*encode)(squint_session *s, squint_msg *msg);
+    /** The contract of sq_session_forward(); arguments are checked, n_past is advanced by the engine. */
+    squint_err (*forward)(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
+    squint_err (*rewind)(squint_session *s, uint32_t n_past, squint_msg *msg);
+    size_t (*kv_bytes)(const squint_session *s);
+};
+
+/** All families, NULL at the end; defined in models/families.c. */
+extern const sq_family *const sq_families[];
+
+/* ---- Made models --------------------------------------------------------------------------- */
+
+/* A decoder of random weights, without a tower, for measuring; models/synthetic.c. */
+typedef struct sq_synthetic {
+    uint32_t n_layers, d, f, n_heads, n_kv_heads, n_vocab, n_vision, n_ctx;
+    sq_panel_type type;
+    uint32_t group;
+    const bool *layer_is_mod;  /* [n_layers] */
+    const float *layer_ratio;  /* [n_layers] */
+} sq_synthetic;
+squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,
+                             squint_msg *msg);
+
+#endif
