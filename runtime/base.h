@@ -23,9 +23,18 @@
  *  NULL, and returns err. Names from files go through here safely. */
 squint_err sq_fail(squint_msg *msg, squint_err err, const char *format, ...) SQ_PRINTF(3, 4);
 
+/** What errno means ("No such file or directory"), in a buffer of the caller's. Returns text. */
+const char *sq_errno_text(int number, char *text, size_t size);
+
+/* ---- UTF-8 --------------------------------------------------------------------------------- */
+
+/** Bytes of the character at s, 1 to 4; 0 when its first byte starts no valid character; -1 when these n
+ *  bytes are the beginning of one, but not all of it. n >= 1. */
+int sq_utf8_next(const char *s, size_t n);
+
 /* ---- Memory ------------------------------------------------------------------------------- */
 
-/** The allocator with malloc and free filled in where the caller gave none. */
+/** The caller's allocator; malloc and free unless it has both functions. */
 squint_allocator sq_allocator_or_default(const squint_allocator *a);
 void *sq_alloc(const squint_allocator *a, size_t size);          /* size 0 gives a valid pointer */
 void sq_free(const squint_allocator *a, void *memory, size_t size); /* NULL is fine */
@@ -36,7 +45,7 @@ bool sq_add(size_t a, size_t b, size_t *out);
 /*
  * One block of memory, handed out in 64-byte aligned parts by code that runs twice: first with base
  * NULL, when sizes only add up in `used`, then on a block of that size. After the second run `full` must
- * be false; overflow in either run sets it.
+ * be false; overflow in either run sets it. Built with ASan the parts have poisoned gaps between them.
  */
 typedef struct sq_arena {
     uint8_t *base; /* 64-byte aligned, or NULL while planning */

@@ -4,7 +4,9 @@
  *
  * Every file is hostile. sq_gguf_open() checks all of it before anything is handed out: every length
  * against what is left of the file, every product for overflow, names unique, offsets aligned and
- * data inside the file and not overlapping. What it hands out afterwards points into the file.
+ * data inside the file, in the order of the tensors and not overlapping. What it hands out afterwards points into
+ * the file. A file that another program shortens while it is mapped cannot be guarded against: reading past its new
+ * end is a SIGBUS, as with any mapping.
  */
 #ifndef SQ_GGUF_H
 #define SQ_GGUF_H
@@ -67,13 +69,14 @@ const char *sq_gguf_path(const sq_gguf *g);
 size_t sq_gguf_size(const sq_gguf *g); /* of the file, bytes */
 size_t sq_gguf_n_keys(const sq_gguf *g);
 const sq_gguf_kv *sq_gguf_key(const sq_gguf *g, size_t i);
-const sq_gguf_kv *sq_gguf_find_key(const sq_gguf *g, const char *key); /* NULL when absent; binary search or hash */
+const sq_gguf_kv *sq_gguf_find_key(const sq_gguf *g, const char *key); /* NULL when absent */
 size_t sq_gguf_n_tensors(const sq_gguf *g);
 const sq_gguf_tensor *sq_gguf_tensor_at(const sq_gguf *g, size_t i);
 const sq_gguf_tensor *sq_gguf_find(const sq_gguf *g, const char *name); /* NULL when absent */
 
 /* Getters. A missing key leaves *out alone (set the default before) when `required` is false, else fails
- * with a message that names the key; so does a wrong type. Integers of any width are accepted where they fit. */
+ * with a message that names the key; so does a wrong type. Integers of any width are accepted where they fit, as
+ * numbers and, when 0 or 1, as bools; NaN and infinities are not. On failure *out may be partly written. */
 squint_err sq_gguf_get_u32(const sq_gguf *g, const char *key, bool required, uint32_t *out, squint_msg *msg);
 squint_err sq_gguf_get_f32(const sq_gguf *g, const char *key, bool required, float *out, squint_msg *msg);
 squint_err sq_gguf_get_bool(const sq_gguf *g, const char *key, bool required, bool *out, squint_msg *msg);
@@ -88,11 +91,14 @@ squint_err sq_gguf_get_bools(const sq_gguf *g, const char *key, bool required, b
 sq_str sq_gguf_next_str(const uint8_t **cursor);
 
 bool sq_str_eq(sq_str a, const char *b);
+/** Bytes of one value of this type; 0 for strings and arrays. */
+size_t sq_gguf_type_bytes(sq_gguf_type type);
 const char *sq_tensor_type_name(uint32_t type); /* "F32", ...; "unknown" */
 /** Bytes of a tensor of this type and shape; false on overflow, unknown type, or rows that are not whole blocks. */
 bool sq_tensor_bytes(uint32_t type, const uint64_t ne[SQ_GGUF_MAX_DIMS], size_t *bytes);
-/** Is this I8 tensor a panel matrix? Checks its header and size; on success w points into the file. */
+/** Does this tensor say that it is a panel matrix (I8, one dimension, the header's magic)? */
 bool sq_tensor_is_panels(const sq_gguf_tensor *t);
+/** Checks a panel matrix's header, size and alignment; on success w points into the file. */
 squint_err sq_tensor_panels(const sq_gguf *g, const sq_gguf_tensor *t, sq_panels *w, squint_msg *msg);
 
 /* ---- Writing ------------------------------------------------------------------------------ */

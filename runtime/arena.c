@@ -1,0 +1,92 @@
+/*
+ * Memory: the caller's allocator, checked sizes, the arena.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/base.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define ARENA_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ARENA_ASAN 1
+#endif
+#endif
+
+enum { ARENA_ALIGN = 64 };
+
+#ifdef ARENA_ASAN
+#include <sanitizer/asan_interface.h>
+enum { ARENA_GAP = 64 };
+#else
+enum { ARENA_GAP = 0 };
+#define ASAN_POISON_MEMORY_REGION(start, size)   ((void)(start), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
+#endif
+
+static void *malloc_alloc(void *user, size_t size)
+{
+    (void)user;
+    return malloc(size);
+}
+
+static void malloc_free(void *user, void *memory, size_t size)
+{
+    (void)user;
+    (void)size;
+    free(memory);
+}
+
+squint_allocator sq_allocator_or_default(const squint_allocator *a)
+{
+    if (a && a->alloc && a->free) return *a;
+    return (squint_allocator){malloc_alloc, malloc_free, NULL};
+}
+
+/* An allocator may answer NULL to 0 bytes, and NULL means failure here. */
+static size_t at_least_one(size_t size) { return size ? size : 1; }
+
+void *sq_alloc(const squint_allocator *a, size_t size) { return a->alloc(a->user, at_least_one(size)); }
+
+void sq_free(const squint_allocator *a, void *memory, size_t size)
+{
+    if (memory) a->free(a->user, memory, at_least_one(size));
+}
+
+bool sq_mul(size_t a, size_t b, size_t *out)
+{
+    if (b && a > SIZE_MAX / b) return false;
+    *out = a * b;
+    return true;
+}
+
+bool sq_add(size_t a, size_t b, size_t *out)
+{
+    if (a > SIZE_MAX - b) return false;
+    *out = a + b;
+    return true;
+}
+
+void *sq_take(sq_arena *arena, size_t n, size_t size)
+{
+    size_t bytes, end;
+    if (!sq_mul(n, size, &bytes) || !sq_add(arena->used, bytes, &end) ||
+        !sq_add(end, ARENA_GAP + ARENA_ALIGN - 1, &end)) {
+        arena->full = true;
+        return NULL;
+    }
+    end = end / ARENA_ALIGN * ARENA_ALIGN;
+    if (arena->base && end > arena->size) arena->full = true;
+    if (arena->full) return NULL;
+
+    uint8_t *part = arena->base ? arena->base + arena->used : NULL;
+    if (part) {
+        ASAN_UNPOISON_MEMORY_REGION(part, bytes);
+        memset(part, 0, bytes);
+        ASAN_POISON_MEMORY_REGION(part + bytes, end - arena->used - bytes);
+    }
+    arena->used = end;
+    return part;
+}
