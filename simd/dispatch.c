@@ -1,0 +1,71 @@
+/*
+ * dispatch: the tables of kernels, and which of them this CPU runs.
+ * SPDX-License-Identifier: MIT
+ */
+#include "config.h"
+#include "simd/internal.h"
+
+#include <string.h>
+
+static const sq_kernels scalar = {
+    .isa = "scalar",
+    .mr = SQ_MR_C,
+    .gemm_i8 = sq_gemm_i8_c,
+    .gemm_i4 = sq_gemm_i4_c,
+    .rows_pack = sq_rows_pack_c,
+    .row = sq_row_c,
+    .attention = sq_attention_c,
+    .dot = sq_dot_c,
+    .scale = sq_scale_c,
+    .to_f16 = sq_to_f16_c,
+    .rope = sq_rope_c,
+};
+static const char *const scalar_names[] = {"scalar", NULL};
+
+#if SQ_ARCH_X86_64
+static const sq_kernels avx2 = {
+    .isa = "avx2",
+    .mr = SQ_MR_AVX2,
+    .gemm_i8 = sq_gemm_i8_avx2,
+    .gemm_i4 = sq_gemm_i4_avx2,
+    .rows_pack = sq_rows_pack_avx2,
+    .row = sq_row_avx2,
+    .attention = sq_attention_avx2,
+    .dot = sq_dot_avx2,
+    .scale = sq_scale_avx2,
+    .to_f16 = sq_to_f16_avx2,
+    .rope = sq_rope_avx2,
+};
+static const char *const avx2_names[] = {"scalar", "avx2", NULL};
+#endif
+
+static bool always(void) { return true; }
+
+/* Best first. `names`: the tables that every CPU with this one runs, worst first, itself last. */
+static const struct {
+    const sq_kernels *kernels;
+    bool (*runs)(void);
+    const char *const *names;
+} sets[] = {
+#if SQ_ARCH_X86_64
+    {&avx2, sq_cpu_avx2, avx2_names},
+#endif
+    {&scalar, always, scalar_names},
+};
+
+const sq_kernels *sq_kernels_get(const char *isa)
+{
+    const bool best = !isa || !strcmp(isa, "auto");
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+        if ((best || !strcmp(isa, sets[i].kernels->isa)) && sets[i].runs()) return sets[i].kernels;
+    }
+    return NULL;
+}
+
+const char *const *sq_kernels_names(void)
+{
+    size_t i = 0;
+    while (!sets[i].runs())
+        i++; /* plain C always does */
+    return sets[i].names;
+}

@@ -1,0 +1,64 @@
+/*
+ * internal: what the files of this room share. A table's functions live in the files of its instruction
+ * set and are declared here, once, with the types of simd.h.
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef SQ_SIMD_INTERNAL_H
+#define SQ_SIMD_INTERNAL_H
+
+#include "simd/simd.h"
+
+/* ---- What the CPU and its operating system allow ----------------------------------------- */
+
+bool sq_cpu_avx2(void); /* AVX2, FMA and F16C, and ymm registers that survive a task switch */
+
+/* ---- Shared by all versions -------------------------------------------------------------- */
+
+/* Amounts below this count as zero: 127 / x must stay finite. */
+#define SQ_ACT_LEAST 0x1p-100f
+
+/* Quantises one row y[out->k] into row r of a tile: its q, scale and sum, padding included. */
+typedef void sq_quantise_row_fn(const float *y, sq_acts *out, uint32_t tile, uint32_t r);
+
+/* The loop of every rows_pack: picks the rows, applies the op, zeroes rows past m. */
+void sq_rows_pack_with(const sq_rows_in *in, sq_acts *out, uint32_t tile0, uint32_t n_tiles, float *scratch,
+                       sq_row_fn *row, sq_quantise_row_fn *quantise);
+
+/* Adds the 8 partial sums in the order that every version keeps. */
+static inline float sq_sum8(const float s[8])
+{
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+/* Keys that query i of a call attends. */
+static inline uint32_t sq_attn_limit(const sq_attn *a, uint32_t i)
+{
+    const uint64_t seen = (uint64_t)a->first_kv + i + 1;
+    return a->causal && seen < a->n_kv ? (uint32_t)seen : a->n_kv;
+}
+
+/* ---- Plain C: defines the results -------------------------------------------------------- */
+
+enum { SQ_MR_C = 4 };
+sq_gemm_fn sq_gemm_i8_c, sq_gemm_i4_c;
+sq_rows_pack_fn sq_rows_pack_c;
+sq_row_fn sq_row_c;
+sq_attn_fn sq_attention_c;
+sq_dot_fn sq_dot_c;
+sq_scale_fn sq_scale_c;
+sq_to_f16_fn sq_to_f16_c;
+sq_rope_fn sq_rope_c;
+
+/* ---- AVX2 -------------------------------------------------------------------------------- */
+
+enum { SQ_MR_AVX2 = 6 };
+sq_gemm_fn sq_gemm_i8_avx2, sq_gemm_i4_avx2;
+sq_rows_pack_fn sq_rows_pack_avx2;
+sq_row_fn sq_row_avx2;
+sq_attn_fn sq_attention_avx2;
+sq_dot_fn sq_dot_avx2;
+sq_scale_fn sq_scale_avx2;
+sq_to_f16_fn sq_to_f16_avx2;
+sq_rope_fn sq_rope_avx2;
+
+#endif
