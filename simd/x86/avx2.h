@@ -1,0 +1,67 @@
+/*
+ * avx2: what the AVX2 files share: tail masks, loads of either KV type, exp and erf.
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef SQ_SIMD_X86_AVX2_H
+#define SQ_SIMD_X86_AVX2_H
+
+#if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__)
+#error "needs -mavx2 -mfma -mf16c: see simd_sets in simd/meson.build"
+#endif
+
+#include "config.h"
+#include "simd/internal.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define SQ_INLINE static inline __attribute__((always_inline))
+
+#if SQ_HAVE_SLEEF
+#include <sleef.h>
+SQ_INLINE __m256 exp8(__m256 x) { return Sleef_expf8_u10avx2(x); }
+SQ_INLINE __m256 erf8(__m256 x) { return Sleef_erff8_u10avx2(x); }
+#else
+SQ_INLINE __m256 exp8(__m256 x)
+{
+    float v[8];
+    _mm256_storeu_ps(v, x);
+    for (int i = 0; i < 8; i++)
+        v[i] = expf(v[i]);
+    return _mm256_loadu_ps(v);
+}
+
+SQ_INLINE __m256 erf8(__m256 x)
+{
+    float v[8];
+    _mm256_storeu_ps(v, x);
+    for (int i = 0; i < 8; i++)
+        v[i] = erff(v[i]);
+    return _mm256_loadu_ps(v);
+}
+#endif
+
+/* Lanes 0 .. n-1 for masked loads and stores, which never touch the memory of the others; any n. */
+SQ_INLINE __m256i first_lanes(int64_t n)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n < 0 ? 0 : n < 8 ? n : 8)), lane);
+}
+
+/* In the order of sq_sum8(). */
+SQ_INLINE float sum8(__m256 v)
+{
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+SQ_INLINE float max8(__m256 v)
+{
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+#endif

@@ -1,0 +1,72 @@
+/*
+ * vector_avx2: simd/vector.c defines the results, and these are equal to the last bit.
+ * SPDX-License-Identifier: MIT
+ */
+#include "simd/x86/avx2.h"
+
+float sq_dot_avx2(const float *x, const float *y, size_t n)
+{
+    __m256 sum = _mm256_setzero_ps();
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    }
+    const __m256i mask = first_lanes((int64_t)(n - i));
+    return sum8(_mm256_add_ps(sum, _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask))));
+}
+
+void sq_scale_avx2(float *x, float s, size_t n)
+{
+    const __m256 by = _mm256_set1_ps(s);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(x + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), by));
+    for (; i < n; i++)
+        x[i] *= s;
+}
+
+void sq_to_f16_avx2(const float *src, uint16_t *dst, size_t n)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm_storeu_si128((__m128i *)(dst + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    for (; i < n; i++)
+        dst[i] = (uint16_t)_cvtss_sh(src[i], _MM_FROUND_TO_NEAREST_INT);
+}
+
+static void rope_half(float *x, const float *cos_sin, uint32_t pairs)
+{
+    for (uint32_t i = 0; i < pairs; i += 8) {
+        const __m256 c = _mm256_loadu_ps(cos_sin + i), s = _mm256_loadu_ps(cos_sin + pairs + i);
+        const __m256 u = _mm256_loadu_ps(x + i), v = _mm256_loadu_ps(x + pairs + i);
+        _mm256_storeu_ps(x + i, _mm256_sub_ps(_mm256_mul_ps(u, c), _mm256_mul_ps(v, s)));
+        _mm256_storeu_ps(x + pairs + i, _mm256_add_ps(_mm256_mul_ps(u, s), _mm256_mul_ps(v, c)));
+    }
+}
+
+/* 4 pairs u0 v0 .. u3 v3: c doubled times x, then s doubled times v0 u0 .. v3 u3, taken off from even lanes
+ * and added to odd ones. */
+static void rope_adjacent(float *x, const float *cos_sin, uint32_t pairs)
+{
+    const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    for (uint32_t i = 0; i < pairs; i += 4) {
+        const __m256 c4 = _mm256_castps128_ps256(_mm_loadu_ps(cos_sin + i));
+        const __m256 s4 = _mm256_castps128_ps256(_mm_loadu_ps(cos_sin + pairs + i));
+        const __m256 c = _mm256_permutevar8x32_ps(c4, twice), s = _mm256_permutevar8x32_ps(s4, twice);
+        const __m256 uv = _mm256_loadu_ps(x + 2 * i), vu = _mm256_permute_ps(uv, 0xb1);
+        _mm256_storeu_ps(x + 2 * i, _mm256_addsub_ps(_mm256_mul_ps(uv, c), _mm256_mul_ps(vu, s)));
+    }
+}
+
+void sq_rope_avx2(float *x, const float *cos_sin, uint32_t head_dim, bool half)
+{
+    const uint32_t pairs = head_dim / 2;
+    if (half && pairs % 8 == 0) {
+        rope_half(x, cos_sin, pairs);
+    } else if (!half && pairs % 4 == 0) {
+        rope_adjacent(x, cos_sin, pairs);
+    } else {
+        sq_rope_c(x, cos_sin, head_dim, half);
+    }
+}
