@@ -106,10 +106,12 @@ squint_err sq_tensor_panels(const sq_gguf *g, const sq_gguf_tensor *t, sq_panels
 /*
  * Keys, then tensor infos, then data, in the order of the calls. Data is streamed: declare every tensor
  * first, then write each one's bytes in the same order. The file appears under its name only when
- * sq_gguf_write_end() succeeds (temporary name, fsync, rename): nothing half-written replaces a good file.
+ * sq_gguf_write_end() succeeds (temporary name, fsync, rename): nothing half-written replaces a good file. Before
+ * that it is read back by the checks above, so a key put twice fails then. After a failure all calls do nothing.
  */
 typedef struct sq_gguf_writer sq_gguf_writer;
 
+/** @param alignment  of tensor data, a power of two from 8 to 65536; files with panels need 64 */
 squint_err sq_gguf_write_begin(sq_gguf_writer **out, const char *path, uint32_t alignment,
                                const squint_allocator *a, squint_msg *msg);
 void sq_gguf_put_u32(sq_gguf_writer *w, const char *key, uint32_t v);
@@ -119,8 +121,8 @@ void sq_gguf_put_str(sq_gguf_writer *w, const char *key, sq_str v);
 void sq_gguf_put_f32s(sq_gguf_writer *w, const char *key, const float *v, size_t n);
 void sq_gguf_put_bools(sq_gguf_writer *w, const char *key, const bool *v, size_t n);
 void sq_gguf_put_strs(sq_gguf_writer *w, const char *key, const sq_str *v, size_t n);
-/** Copies a key of another file as it is. */
-void sq_gguf_put_kv(sq_gguf_writer *w, const sq_gguf *from, const sq_gguf_kv *kv);
+/** Copies a key of an open file as it is; general.alignment is passed over, as begin() writes its own. */
+void sq_gguf_put_kv(sq_gguf_writer *w, const sq_gguf_kv *kv);
 void sq_gguf_put_tensor(sq_gguf_writer *w, sq_str name, uint32_t n_dims, const uint64_t *ne, uint32_t type);
 /** Data of the next declared tensor; bytes must be its size. */
 void sq_gguf_put_data(sq_gguf_writer *w, const void *data, size_t bytes);

@@ -26,7 +26,9 @@ typedef struct sq_candidate {
 /**
  * Temperature, then top-k, then top-p (smallest set whose probability reaches top_p, over the rest
  * renormalised), then min-p (at least min_p times the best), then one draw. Greedy takes the largest
- * logit, lowest id on ties.
+ * logit, lowest id on ties. NaN is never chosen unless there is nothing else (then id 0), -infinity only when all
+ * else is NaN; a +infinity is chosen without a draw. n >= 1, O(n) and O(log n) for each token kept.
+ *
  * @param scratch  n candidates; not used when greedy
  */
 uint32_t sq_sample(sq_sampler *s, const float *logits, uint32_t n, sq_candidate *scratch);

@@ -9,7 +9,10 @@
 
 typedef struct sq_tokenizer sq_tokenizer;
 
-/** Reads tokenizer.ggml.*; pieces point into the file, which must stay open. */
+/**
+ * Reads tokenizer.ggml.*; pieces point into the file, which must stay open. All 256 byte tokens and U+2581 must be
+ * there. Of tokens with the same text the first counts.
+ */
 squint_err sq_tokenizer_open(sq_tokenizer **out, const sq_gguf *g, const squint_allocator *a, squint_msg *msg);
 void sq_tokenizer_close(sq_tokenizer **t);
 
@@ -26,11 +29,12 @@ size_t sq_tokenizer_scratch(size_t bytes);
 /**
  * Text to ids, as SentencePiece does it: a space is put in front (if the model says so and the text is not
  * empty), spaces become U+2581, the best-scored adjacent pair is merged until none is left (leftmost on ties),
- * what is no piece becomes its bytes. Control pieces ("</s>") in the text are not recognised. No BOS is
- * added. Text need not be valid UTF-8. O(n log n).
+ * what is no piece becomes its bytes. User-defined pieces are matched first, the longest at each place. Control and
+ * unused pieces ("</s>") in the text are not recognised. No BOS is added. Text need not be valid UTF-8. O(n log n).
  *
- * @param out  room for max_out ids; bytes + 1 + 3 is always enough
- * @return ids written, or SIZE_MAX when they do not fit
+ * @param scratch  sq_tokenizer_scratch(bytes) bytes
+ * @param out      room for max_out ids; bytes + 1 is always enough
+ * @return ids written, or SIZE_MAX when they do not fit or the text has more than 1 GiB
  */
 size_t sq_tokenize(const sq_tokenizer *t, const char *text, size_t bytes, bool space_prefix, void *scratch,
                    uint32_t *out, size_t max_out);
@@ -54,9 +58,13 @@ size_t sq_tokenizer_max_piece(const sq_tokenizer *t);
  *                turn is "<image>\n" + prompt
  *   "plain"      BOS, the image, then the prompt as the beginning of the caption
  *
- * @param prompt  NULL: "Describe this image in one sentence." for chat templates, nothing for "plain"
- * @param n_out   ids written
- * @return SQUINT_OK; _LIMIT when max_out is too small; _UNSUPPORTED for an unknown template
+ * "v1" is another name of "vicuna_v1". Special tokens in the prompt are plain text.
+ *
+ * @param prompt   NULL: "Describe this image in one sentence." for chat templates, nothing for "plain"
+ * @param scratch  sq_prompt_scratch(bytes of prompt) bytes or more
+ * @param n_out    ids written
+ * @return SQUINT_OK; _LIMIT when max_out or scratch_bytes is too small; _UNSUPPORTED for an unknown template;
+ *         _ARGUMENT when the prompt itself says "<image>": there is one image, and squint places it
  */
 squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char *prompt, void *scratch,
                          size_t scratch_bytes, uint32_t *out, size_t max_out, size_t *n_out, squint_msg *msg);
