@@ -54,7 +54,8 @@ typedef struct sq_image_rule {
 } sq_image_rule;
 
 /**
- * Fit, then (u8 * float32(1/255) - mean) / std in float32.
+ * Fit, then (u8 / 255 - mean) / std, each step rounded to float32: equal to the last bit to PyTorch and to CLIP's
+ * processor. Needs memory for the square and a few of its rows, whatever the picture's shape.
  * @param out  [3][size][size]
  */
 squint_err sq_image_prepare(const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride, const sq_image_rule *rule,
