@@ -255,7 +255,8 @@ typedef void tile_fn(const job *j, uint32_t p, uint32_t n, uint32_t tile);
     static void tile_i8_##rows(const job *j, uint32_t p, uint32_t n, uint32_t tile) { tile_i8(j, p, n, tile, rows); }
 
 TILE_I4(1)
-TILE_I4(2) TILE_I4(3) TILE_I4(4) TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
+TILE_I4(2)
+TILE_I4(3) TILE_I4(4) TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
 
     static tile_fn *const tiles_i4[MR + 1] = {NULL, tile_i4_1, tile_i4_2, tile_i4_3, tile_i4_4, tile_i4_5, tile_i4_6};
 static tile_fn *const tiles_i8[MR + 1] = {NULL, tile_i8_1, tile_i8_2, tile_i8_3, tile_i8_4, tile_i8_5, tile_i8_6};
