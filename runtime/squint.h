@@ -192,6 +192,9 @@ SQUINT_API SQUINT_MUST_CHECK squint_err squint_session_open(squint_session **out
 /** Ends a session's threads, releases it and clears the pointer. NULL is fine. */
 SQUINT_API void squint_session_close(squint_session **session);
 
+/** Threads that a session works with. */
+SQUINT_API unsigned squint_session_threads(const squint_session *session);
+
 /** Stops the caption in the making with SQUINT_ERR_CANCELLED. From any thread or a signal handler. */
 SQUINT_API void squint_session_cancel(squint_session *session);
 

@@ -1,0 +1,253 @@
+/*
+ * squint caption: pictures in, one line of text each. Uses the public interface only.
+ * SPDX-License-Identifier: MIT
+ */
+#include "tools/squint/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { STDIN_CAP = 256 << 20 };
+
+typedef struct caption_job {
+    squint_model *model;
+    squint_session *session;
+    squint_caption_options options;
+    const char *path; /* of the picture at hand */
+    bool json, quiet;
+    bool several; /* more than one picture: each line begins with its path */
+    bool began;   /* something of this picture's line is on stdout */
+    unsigned n_done;
+    squint_result last, sum; /* of the pictures done; sum: numbers only */
+} caption_job;
+
+/* ---- Text ---------------------------------------------------------------------------------- */
+
+/* A caption is one line, whatever a model writes: control characters become spaces. */
+static void put_text(const char *text, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        putchar((unsigned char)text[i] < 0x20 || text[i] == 0x7F ? ' ' : text[i]);
+}
+
+static void begin_line(caption_job *job)
+{
+    if (job->began) return;
+    cli_bar_clear();
+    job->began = true;
+    if (job->several) printf("%s: ", job->path);
+}
+
+static bool on_text(void *user, const char *text, size_t bytes)
+{
+    caption_job *job = user;
+    if (job->json) return !cli_interrupted();
+    begin_line(job);
+    put_text(text, bytes);
+    return cli_flush() && !cli_interrupted();
+}
+
+/* Tower and prefill share the bar in halves; decode shows itself. */
+static bool on_progress(void *user, squint_stage stage, unsigned done, unsigned total)
+{
+    static const char *const labels[] = {"reading the image", "looking at it", "thinking", ""};
+    static const double start[] = {0, 0, 0.5, 1}, span[] = {0, 0.5, 0.5, 0};
+    (void)user;
+    if (stage < SQUINT_STAGE_DECODE) cli_bar(labels[stage], start[stage] + span[stage] * done / (total ? total : 1));
+    return !cli_interrupted();
+}
+
+/* ---- Results ------------------------------------------------------------------------------- */
+
+static cJSON *stages_json(const double *ms)
+{
+    static const char *const names[SQUINT_STAGE_COUNT] = {"image", "tower", "prefill", "decode"};
+    cJSON *json = cJSON_CreateObject();
+    for (int i = 0; i < SQUINT_STAGE_COUNT; i++)
+        cli_json_number(json, names[i], ms[i], 3);
+    return json;
+}
+
+static void print_json(const caption_job *job, const squint_result *r)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddItemToObject(json, "file", cli_json_text(job->path, strlen(job->path)));
+    cJSON_AddItemToObject(json, "caption", cli_json_text(r->text, strlen(r->text)));
+    cJSON_AddItemToObject(json, "tokens", cli_json_ids(r->tokens, r->n_tokens));
+    cJSON_AddNumberToObject(json, "n_tokens", r->n_tokens);
+    cJSON_AddStringToObject(json, "finish", r->finish == SQUINT_FINISH_STOP ? "stop" : "length");
+    cJSON_AddItemToObject(json, "kept", cli_json_ids(r->kept, r->n_layers));
+    cJSON_AddNumberToObject(json, "vision_tokens", r->n_vision_tokens);
+    cJSON_AddNumberToObject(json, "prompt_tokens", r->n_prompt_tokens);
+    cJSON_AddItemToObject(json, "ms", stages_json(r->stage_ms));
+    cJSON_AddNumberToObject(json, "kv_bytes", (double)r->kv_bytes);
+    cJSON_AddNumberToObject(json, "macs", r->prefill_macs);
+    cJSON_AddNumberToObject(json, "macs_dense", r->prefill_macs_dense);
+    cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
+    cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
+    cli_json_line(stdout, json);
+}
+
+static void print_json_error(const caption_job *job, const char *text)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddItemToObject(json, "file", cli_json_text(job->path, strlen(job->path)));
+    cJSON_AddItemToObject(json, "error", cli_json_text(text, strlen(text)));
+    cli_json_line(stdout, json);
+}
+
+/* "3.2" below ten, "32" above: as many digits as mean something. */
+static const char *format_ms(double ms, char out[32])
+{
+    snprintf(out, 32, ms < 10 ? "%.1f" : "%.0f", ms);
+    return out;
+}
+
+/* The closing line: sums over the pictures, shapes of the last one. */
+static void print_timings(const caption_job *job)
+{
+    const squint_result *r = &job->last, *sum = &job->sum;
+    const unsigned threads = squint_session_threads(job->session);
+    char text[SQUINT_STAGE_COUNT][32], images[32] = "", share[48] = "", speed[48] = "";
+    for (int i = 0; i < SQUINT_STAGE_COUNT; i++)
+        format_ms(sum->stage_ms[i], text[i]);
+    if (job->several) snprintf(images, sizeof images, "%u images: ", job->n_done);
+    if (r->prefill_macs < r->prefill_macs_dense)
+        snprintf(share, sizeof share, ", %.0f %% of dense", 100 * r->prefill_macs / r->prefill_macs_dense);
+    if (sum->n_tokens && sum->stage_ms[SQUINT_STAGE_DECODE] > 0)
+        snprintf(speed, sizeof speed, " (%.0f tok/s)", 1000 * sum->n_tokens / sum->stage_ms[SQUINT_STAGE_DECODE]);
+    cli_say("%s, %u thread%s: %simage %s ms, vision %s ms, prefill %s ms (%u+%u tokens%s), %u tokens in %s ms%s",
+            squint_model_isa(job->model), threads, threads == 1 ? "" : "s", images, text[SQUINT_STAGE_IMAGE],
+            text[SQUINT_STAGE_TOWER], text[SQUINT_STAGE_PREFILL], r->n_vision_tokens,
+            r->n_prompt_tokens - r->n_vision_tokens, share, sum->n_tokens, text[SQUINT_STAGE_DECODE], speed);
+}
+
+static void add_result(caption_job *job, const squint_result *r)
+{
+    job->n_done++;
+    job->last = *r;
+    job->sum.n_tokens += r->n_tokens;
+    for (int i = 0; i < SQUINT_STAGE_COUNT; i++)
+        job->sum.stage_ms[i] += r->stage_ms[i];
+}
+
+/* ---- The work ------------------------------------------------------------------------------ */
+
+/* The library does not know that the bytes are standard input's; its word for them is replaced. */
+static void name_stdin(squint_msg *msg)
+{
+    static const char prefix[] = "image in memory: ";
+    char text[sizeof msg->text];
+    memcpy(text, msg->text, sizeof text);
+    const size_t skip = strncmp(text, prefix, sizeof prefix - 1) ? 0 : sizeof prefix - 1;
+    snprintf(msg->text, sizeof msg->text, "standard input: %.480s", text + skip);
+}
+
+static squint_err caption_stdin(caption_job *job, squint_result *result, squint_msg *msg)
+{
+    uint8_t *data;
+    size_t size;
+    squint_err err = cli_read_stdin(STDIN_CAP, &data, &size, msg);
+    if (err) return err;
+    err = squint_caption_memory(job->session, data, size, &job->options, result, msg);
+    if (err) name_stdin(msg);
+    free(data);
+    return err;
+}
+
+static int caption_image(caption_job *job)
+{
+    squint_result result;
+    squint_msg msg = {""};
+    const bool from_stdin = !strcmp(job->path, "-");
+    job->began = false;
+    const squint_err err = from_stdin ? caption_stdin(job, &result, &msg)
+                                      : squint_caption_file(job->session, job->path, &job->options, &result, &msg);
+    cli_bar_clear();
+    if (!err && !job->json) begin_line(job);
+    if (job->began) putchar('\n');
+    if (err) {
+        if (job->json && err != SQUINT_ERR_CANCELLED) print_json_error(job, msg.text);
+        return cli_flush() ? cli_fail(err, &msg) : CLI_FAILED;
+    }
+    if (job->json) print_json(job, &result);
+    add_result(job, &result);
+    return cli_flush() ? CLI_DONE : CLI_FAILED;
+}
+
+static int caption_images(caption_job *job, char **paths, int n)
+{
+    int status = CLI_DONE;
+    cli_watch_interrupts(job->session);
+    for (int i = 0; i < n && !cli_interrupted() && !ferror(stdout); i++) {
+        job->path = paths[i];
+        const int came_of_it = caption_image(job);
+        if (came_of_it > status) status = came_of_it;
+    }
+    cli_unwatch_interrupts();
+    if (cli_interrupted()) return CLI_INTERRUPTED;
+    if (!job->quiet && job->n_done && !ferror(stdout)) print_timings(job);
+    return status;
+}
+
+static int open_and_caption(caption_job *job, const char *model, const char *isa, const squint_session_options *session,
+                            char **paths, int n)
+{
+    const squint_model_options model_options = {.isa = isa};
+    squint_msg msg;
+    squint_err err = squint_model_open(&job->model, model, &model_options, &msg);
+    if (!err) err = squint_session_open(&job->session, job->model, session, &msg);
+    const int status = err ? cli_fail(err, &msg) : caption_images(job, paths, n);
+    squint_session_close(&job->session);
+    squint_model_close(&job->model);
+    return status;
+}
+
+static int run(const cli_command *self, int argc, char **argv)
+{
+    const char *model = NULL, *isa = NULL;
+    caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress}};
+    squint_caption_options *o = &job.options;
+    squint_session_options session = {0};
+    unsigned kv = SQUINT_KV_AUTO;
+    const cli_option options[] = {
+        CLI_ROW_MODEL(&model),
+        CLI_ROW_TEXT('p', "prompt", &o->prompt, "TEXT", "what to ask, or how a caption begins (default: the model's)"),
+        CLI_ROW_FLAG(0, "json", &job.json, "a JSON object a line for each image: caption, tokens, kept tokens, times"),
+        CLI_ROW_REAL(0, "temp", &o->temperature, 0, 10, "0: greedy", "T",
+                     "temperature of sampling (default: 0, greedy)"),
+        CLI_ROW_NUMBER(0, "top-k", &o->top_k, 0, 1 << 20, "0: all", "K",
+                       "sample of the K best tokens (default: 0, all)"),
+        CLI_ROW_REAL(0, "top-p", &o->top_p, 0, 1, "0: off", "P",
+                     "sample of the best that add up to P (default: 0, off)"),
+        CLI_ROW_REAL(0, "min-p", &o->min_p, 0, 1, "0: off", "P",
+                     "sample of those at least P times as likely as the best (default: 0, off)"),
+        CLI_ROW_SEED(0, "seed", &o->seed, "seed of sampling; the same gives the same text (default: 0)"),
+        CLI_ROW_NUMBER('n', "max-tokens", &session.max_tokens, 0, 65536, "0: 64", "N",
+                       "longest caption, in tokens (default: 0, 64)"),
+        CLI_ROW_THREADS(&session.threads),
+        CLI_ROW_ISA(&isa),
+        CLI_ROW_KV(&kv),
+        CLI_ROW_FLAG('q', "quiet", &job.quiet, "no progress, no timings"),
+        CLI_ROW_END,
+    };
+    int first, status;
+    if (!cli_parse(self, options, argc, argv, &first, &status)) return status;
+    if (first == argc) return cli_misuse(self, "caption: which image?");
+    if (o->prompt && strlen(o->prompt) > 256) session.max_prompt = (unsigned)strlen(o->prompt);
+    if (!(model = cli_model_path(model))) return CLI_MISUSED;
+    session.kv = (squint_kv)kv;
+    job.several = argc - first > 1;
+    if (!job.quiet) cli_bar_enable();
+    return open_and_caption(&job, model, isa, &session, argv + first, argc - first);
+}
+
+const cli_command caption_command = {
+    .name = "caption",
+    .operands = "IMAGE...",
+    .summary = "say in a sentence what is on a picture",
+    .details = "Prints a caption for each image (JPEG, PNG, BMP or PNM; \"-\" reads one from standard input).\n"
+               "One image: the caption alone. Several: a line \"IMAGE: CAPTION\" each; one that fails gets a\n"
+               "message, the others go on. Times go to standard error.",
+    .run = run,
+};

@@ -1,0 +1,446 @@
+/*
+ * squint info: what is in a model file, and what its routing saves.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/tokenizer.h"
+#include "tools/squint/cli.h"
+#include "tools/squint/tensors.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_LAYERS = 4096, MAX_KINDS = 32, MAX_PROMPT_IDS = 1024 };
+
+/* Tensors of one type. */
+typedef struct type_sum {
+    char name[48];
+    size_t n, bytes;
+} type_sum;
+
+typedef struct layer_facts {
+    bool is_mod;
+    float ratio;
+    uint32_t rows; /* of the prompt with one image */
+} layer_facts;
+
+typedef struct model_facts {
+    const sq_gguf *file;
+    sq_str name, architecture, template_name, mod_type, mod_norm;
+    float mod_scale, mod_bias;
+    uint32_t n_layers, d, f, n_heads, n_kv_heads, n_ctx, n_pieces;
+    uint32_t vision_layers, vision_d, image_size, patch_size;
+    uint32_t n_vision, n_text; /* tokens of a prompt with one image and no words of the user's */
+    layer_facts *layers;       /* [n_layers] */
+    uint64_t parameters[PART_COUNT];
+    type_sum types[MAX_KINDS];
+    size_t n_types;
+    double vision_share, kv_share, mac_share; /* of a dense model's */
+} model_facts;
+
+/* ---- Reading ------------------------------------------------------------------------------- */
+
+static squint_err count_tensors(model_facts *m, squint_msg *msg)
+{
+    for (size_t i = 0; i < sq_gguf_n_tensors(m->file); i++) {
+        tensor_view v;
+        char type[sizeof m->types->name];
+        const squint_err err = tensor_view_open(&v, m->file, sq_gguf_tensor_at(m->file, i), msg);
+        if (err) return err;
+        m->parameters[tensor_part(v.tensor->name)] += v.elements;
+        tensor_type_text(&v, type, sizeof type);
+        size_t at = 0;
+        while (at < m->n_types && strcmp(m->types[at].name, type))
+            at++;
+        if (at == MAX_KINDS) continue; /* more group sizes than anyone mixes */
+        if (at == m->n_types) memcpy(m->types[m->n_types++].name, type, sizeof type);
+        m->types[at].n++;
+        m->types[at].bytes += v.tensor->bytes;
+    }
+    return SQUINT_OK;
+}
+
+/* A number of the decoder's, under the key that its architecture's name begins. */
+static squint_err get_shape(const model_facts *m, const char *what, uint32_t *out, squint_msg *msg)
+{
+    char key[192];
+    snprintf(key, sizeof key, "%.*s.%s", (int)(m->architecture.len < 64 ? m->architecture.len : 64),
+             m->architecture.s ? m->architecture.s : "", what);
+    return sq_gguf_get_u32(m->file, key, false, out, msg);
+}
+
+static squint_err read_names(model_facts *m, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = sq_gguf_get_str(m->file, "general.name", false, &m->name, msg))) return err;
+    if ((err = sq_gguf_get_str(m->file, "general.architecture", false, &m->architecture, msg))) return err;
+    return sq_gguf_get_str(m->file, "squint.chat.template", false, &m->template_name, msg);
+}
+
+static squint_err read_shapes(model_facts *m, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = get_shape(m, "block_count", &m->n_layers, msg))) return err;
+    if ((err = get_shape(m, "embedding_length", &m->d, msg))) return err;
+    if ((err = get_shape(m, "feed_forward_length", &m->f, msg))) return err;
+    if ((err = get_shape(m, "context_length", &m->n_ctx, msg))) return err;
+    if ((err = get_shape(m, "attention.head_count", &m->n_heads, msg))) return err;
+    m->n_kv_heads = m->n_heads;
+    if ((err = get_shape(m, "attention.head_count_kv", &m->n_kv_heads, msg))) return err;
+    if (m->n_layers <= MAX_LAYERS) return SQUINT_OK;
+    snprintf(msg->text, sizeof msg->text, "%.300s: %u layers; a model has at most %d", sq_gguf_path(m->file),
+             m->n_layers, MAX_LAYERS);
+    return SQUINT_ERR_FORMAT;
+}
+
+static squint_err read_vision(model_facts *m, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = sq_gguf_get_u32(m->file, "clip.vision.block_count", false, &m->vision_layers, msg))) return err;
+    if ((err = sq_gguf_get_u32(m->file, "clip.vision.embedding_length", false, &m->vision_d, msg))) return err;
+    if ((err = sq_gguf_get_u32(m->file, "clip.vision.image_size", false, &m->image_size, msg))) return err;
+    if ((err = sq_gguf_get_u32(m->file, "clip.vision.patch_size", false, &m->patch_size, msg))) return err;
+    const sq_gguf_tensor *positions = sq_gguf_find(m->file, "v.position_embd.weight");
+    if (positions) m->n_vision = (uint32_t)positions->ne[1] - !!sq_gguf_find(m->file, "v.class_embd");
+    return SQUINT_OK;
+}
+
+static squint_err read_routing(model_facts *m, squint_msg *msg)
+{
+    float *ratios = cli_alloc(m->n_layers, sizeof *ratios);
+    bool *is_mod = cli_alloc(m->n_layers, sizeof *is_mod);
+    squint_err err = sq_gguf_get_str(m->file, "mod.type", false, &m->mod_type, msg);
+    if (!err && m->mod_type.len) {
+        err = sq_gguf_get_bools(m->file, "mod.layer_is_mod", true, is_mod, m->n_layers, msg);
+        if (!err) err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", true, ratios, m->n_layers, msg);
+        if (!err) err = sq_gguf_get_str(m->file, "mod.norm.type", false, &m->mod_norm, msg);
+        if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.scale", false, &m->mod_scale, msg);
+        if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.bias", false, &m->mod_bias, msg);
+    }
+    m->layers = cli_alloc(m->n_layers, sizeof *m->layers);
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        m->layers[l] = (layer_facts){.is_mod = is_mod[l], .ratio = is_mod[l] ? ratios[l] : 1};
+    free(ratios);
+    free(is_mod);
+    return err;
+}
+
+/* What a prompt has beside the image: the template's words, BOS included. */
+static squint_err read_prompt(model_facts *m, squint_msg *msg)
+{
+    sq_tokenizer *t = NULL;
+    const squint_allocator a = sq_allocator_or_default(NULL);
+    const size_t scratch_bytes = sq_prompt_scratch(0);
+    uint32_t ids[MAX_PROMPT_IDS];
+    size_t n = 0;
+    if (!sq_gguf_find_key(m->file, "tokenizer.ggml.tokens")) return SQUINT_OK;
+    squint_err err = sq_tokenizer_open(&t, m->file, &a, msg);
+    if (err) return err;
+    m->n_pieces = sq_tokenizer_size(t);
+    if (!m->template_name.len) m->template_name = (sq_str){"vicuna_v1", 9};
+    void *scratch = cli_alloc(scratch_bytes, 1);
+    err = sq_prompt_ids(t, m->template_name, NULL, scratch, scratch_bytes, ids, MAX_PROMPT_IDS, &n, msg);
+    free(scratch);
+    sq_tokenizer_close(&t);
+    m->n_text = n ? (uint32_t)n - 1 : 0;
+    return err;
+}
+
+/* Multiply-adds of a layer over m rows, attention counted causally, as the engine counts them. */
+static double layer_macs(const model_facts *m, double rows)
+{
+    const double kv = m->n_heads ? (double)m->d * m->n_kv_heads / m->n_heads : 0;
+    return rows * m->d * (2.0 * m->d + 2 * kv + 3.0 * m->f) + rows * (rows + 1) * m->d;
+}
+
+static void estimate(model_facts *m)
+{
+    const double dense_rows = (double)m->n_vision + m->n_text;
+    double vision = 0, rows = 0, macs = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        const float share = m->layers[l].ratio * (float)m->n_vision; /* spec 3.4: the product in binary32 */
+        const uint32_t kept = m->layers[l].ratio >= 0 && m->layers[l].ratio < 1 ? (uint32_t)share : m->n_vision;
+        m->layers[l].rows = kept + m->n_text;
+        vision += kept;
+        rows += m->layers[l].rows;
+        macs += layer_macs(m, m->layers[l].rows);
+    }
+    if (!m->n_layers || !m->n_vision || !m->d) return;
+    m->vision_share = vision / m->n_layers / m->n_vision;
+    m->kv_share = rows / m->n_layers / dense_rows;
+    m->mac_share = macs / m->n_layers / layer_macs(m, dense_rows);
+}
+
+static squint_err read_facts(model_facts *m, const sq_gguf *file, squint_msg *msg)
+{
+    squint_err err;
+    m->file = file;
+    if ((err = read_names(m, msg))) return err;
+    if ((err = read_shapes(m, msg))) return err;
+    if ((err = read_vision(m, msg))) return err;
+    if ((err = read_routing(m, msg))) return err;
+    if ((err = read_prompt(m, msg))) return err;
+    if ((err = count_tensors(m, msg))) return err;
+    estimate(m);
+    return SQUINT_OK;
+}
+
+/* ---- As text ------------------------------------------------------------------------------- */
+
+/* Text of a file on a terminal: no control characters. */
+static void put_str(sq_str s, const char *otherwise)
+{
+    if (!s.len) fputs(otherwise, stdout);
+    for (size_t i = 0; i < s.len; i++)
+        putchar((unsigned char)s.s[i] < 0x20 || s.s[i] == 0x7F ? '?' : s.s[i]);
+}
+
+/* "812", "5.3 k", "2.91 M", "6.74 G" */
+static const char *short_count(double n, char out[32])
+{
+    static const char *const units[] = {"", " k", " M", " G"};
+    size_t unit = 0;
+    while (n >= 1000 && unit + 1 < SQ_COUNT(units)) {
+        n /= 1000;
+        unit++;
+    }
+    snprintf(out, 32, !unit || n >= 100 ? "%.0f%s" : "%.3g%s", n, units[unit]);
+    return out;
+}
+
+static const char *short_bytes(double n, char out[32])
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB"};
+    size_t unit = 0;
+    while (n >= 1024 && unit + 1 < SQ_COUNT(units)) {
+        n /= 1024;
+        unit++;
+    }
+    snprintf(out, 32, unit ? "%.1f %s" : "%.0f %s", n, units[unit]);
+    return out;
+}
+
+static void print_parameters(const model_facts *m)
+{
+    char text[32];
+    double total = 0;
+    printf("parameters  ");
+    for (int part = 0; part < PART_COUNT; part++) {
+        total += (double)m->parameters[part];
+        printf("%s %s, ", part_names[part], short_count((double)m->parameters[part], text));
+    }
+    printf("together %s\n", short_count(total, text));
+}
+
+static void print_types(const model_facts *m)
+{
+    char text[32];
+    for (size_t i = 0; i < m->n_types; i++)
+        printf("%s%zu tensors of %s, %s\n", i ? "            " : "tensors     ", m->types[i].n, m->types[i].name,
+               short_bytes((double)m->types[i].bytes, text));
+}
+
+static void print_routing(const model_facts *m)
+{
+    uint32_t n_mod = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        n_mod += m->layers[l].is_mod;
+    printf("routing     ");
+    put_str(m->mod_type, "");
+    printf(", %u of %u layers, weight %g ", n_mod, m->n_layers, (double)m->mod_scale);
+    put_str(m->mod_norm, "none");
+    printf("(score) + %g\n\n  layer  ratio   vision tokens\n", (double)m->mod_bias);
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        if (m->layers[l].is_mod)
+            printf("  %5u  %.4f  %u of %u\n", l, (double)m->layers[l].ratio, m->layers[l].rows - m->n_text,
+                   m->n_vision);
+        else
+            printf("  %5u  dense   %u\n", l, m->n_vision);
+    printf("\nOf a dense model's, with one image and %u tokens of text:\n", m->n_text);
+    printf("  vision tokens %.1f %%, keys and values %.1f %%, multiply-adds of the prefill %.1f %%\n",
+           100 * m->vision_share, 100 * m->kv_share, 100 * m->mac_share);
+}
+
+static void print_text(const model_facts *m)
+{
+    char text[32];
+    printf("name        ");
+    put_str(m->name, "(none)");
+    printf("\nfile        %s, %s\narchitecture ", sq_gguf_path(m->file),
+           short_bytes((double)sq_gguf_size(m->file), text));
+    put_str(m->architecture, "(none)");
+    printf("\ndecoder     %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d, m->f,
+           m->n_heads, m->n_kv_heads, m->n_ctx);
+    if (m->vision_layers)
+        printf("tower       %u layers, width %u, image %u x %u, patch %u: %u vision tokens\n", m->vision_layers,
+               m->vision_d, m->image_size, m->image_size, m->patch_size, m->n_vision);
+    printf("tokenizer   %u pieces, template ", m->n_pieces);
+    put_str(m->template_name, "(none)");
+    putchar('\n');
+    print_parameters(m);
+    print_types(m);
+    if (m->mod_type.len) print_routing(m);
+}
+
+static squint_err print_tensors(const sq_gguf *g, squint_msg *msg)
+{
+    for (size_t i = 0; i < sq_gguf_n_tensors(g); i++) {
+        tensor_view v;
+        char type[48], shape[96];
+        const squint_err err = tensor_view_open(&v, g, sq_gguf_tensor_at(g, i), msg);
+        if (err) return err;
+        tensor_type_text(&v, type, sizeof type);
+        tensor_shape_text(&v, shape, sizeof shape);
+        printf("%-24s %-22s %10zu bytes at %-10zu ", type, shape, v.tensor->bytes, v.tensor->file_pos);
+        put_str(v.tensor->name, "");
+        putchar('\n');
+    }
+    return SQUINT_OK;
+}
+
+/* ---- As JSON ------------------------------------------------------------------------------- */
+
+static void add_str(cJSON *object, const char *key, sq_str s)
+{
+    if (s.len) cJSON_AddItemToObject(object, key, cli_json_text(s.s, s.len));
+}
+
+static cJSON *layers_json(const model_facts *m)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        cJSON *layer = cJSON_CreateObject();
+        cJSON_AddBoolToObject(layer, "mod", m->layers[l].is_mod);
+        cli_json_number(layer, "ratio", (double)m->layers[l].ratio, 6);
+        cJSON_AddNumberToObject(layer, "vision_tokens", m->layers[l].rows - m->n_text);
+        cJSON_AddItemToArray(array, layer);
+    }
+    return array;
+}
+
+static cJSON *types_json(const model_facts *m)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < m->n_types; i++) {
+        cJSON *type = cJSON_CreateObject();
+        cJSON_AddStringToObject(type, "type", m->types[i].name);
+        cJSON_AddNumberToObject(type, "tensors", (double)m->types[i].n);
+        cJSON_AddNumberToObject(type, "bytes", (double)m->types[i].bytes);
+        cJSON_AddItemToArray(array, type);
+    }
+    return array;
+}
+
+static cJSON *tensors_json(const sq_gguf *g, squint_err *err, squint_msg *msg)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; !*err && i < sq_gguf_n_tensors(g); i++) {
+        tensor_view v;
+        char type[48];
+        if ((*err = tensor_view_open(&v, g, sq_gguf_tensor_at(g, i), msg))) break;
+        tensor_type_text(&v, type, sizeof type);
+        cJSON *tensor = cJSON_CreateObject(), *shape = cJSON_CreateArray();
+        add_str(tensor, "name", v.tensor->name);
+        cJSON_AddStringToObject(tensor, "type", type);
+        for (uint32_t d = 0; d < v.n_dims; d++)
+            cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)v.ne[d]));
+        cJSON_AddItemToObject(tensor, "shape", shape);
+        cJSON_AddNumberToObject(tensor, "bytes", (double)v.tensor->bytes);
+        cJSON_AddNumberToObject(tensor, "at", (double)v.tensor->file_pos);
+        cJSON_AddItemToArray(array, tensor);
+    }
+    return array;
+}
+
+static cJSON *facts_json(const model_facts *m)
+{
+    cJSON *json = cJSON_CreateObject(), *parameters = cJSON_CreateObject();
+    const char *path = sq_gguf_path(m->file);
+    const struct {
+        const char *key;
+        uint32_t value;
+    } numbers[] = {
+        {"layers", m->n_layers},
+        {"width", m->d},
+        {"inner", m->f},
+        {"heads", m->n_heads},
+        {"kv_heads", m->n_kv_heads},
+        {"context", m->n_ctx},
+        {"pieces", m->n_pieces},
+        {"vision_layers", m->vision_layers},
+        {"vision_width", m->vision_d},
+        {"image_size", m->image_size},
+        {"patch_size", m->patch_size},
+        {"vision_tokens", m->n_vision},
+        {"text_tokens", m->n_text},
+    };
+    add_str(json, "name", m->name);
+    cJSON_AddItemToObject(json, "file", cli_json_text(path, strlen(path)));
+    cJSON_AddNumberToObject(json, "bytes", (double)sq_gguf_size(m->file));
+    add_str(json, "architecture", m->architecture);
+    add_str(json, "template", m->template_name);
+    for (size_t i = 0; i < SQ_COUNT(numbers); i++)
+        cJSON_AddNumberToObject(json, numbers[i].key, numbers[i].value);
+    for (int part = 0; part < PART_COUNT; part++)
+        cJSON_AddNumberToObject(parameters, part_names[part], (double)m->parameters[part]);
+    cJSON_AddItemToObject(json, "parameters", parameters);
+    cJSON_AddItemToObject(json, "types", types_json(m));
+    add_str(json, "mod_type", m->mod_type);
+    cJSON_AddItemToObject(json, "layer", layers_json(m));
+    cli_json_number(json, "vision_share", m->vision_share, 6);
+    cli_json_number(json, "kv_share", m->kv_share, 6);
+    cli_json_number(json, "mac_share", m->mac_share, 6);
+    return json;
+}
+
+/* ---- The command --------------------------------------------------------------------------- */
+
+static squint_err print_info(const sq_gguf *g, bool tensors, bool json, squint_msg *msg)
+{
+    model_facts m = {0};
+    squint_err err = read_facts(&m, g, msg);
+    if (!err && json) {
+        cJSON *facts = facts_json(&m);
+        if (tensors) cJSON_AddItemToObject(facts, "tensors", tensors_json(g, &err, msg));
+        if (err)
+            cJSON_Delete(facts);
+        else
+            cli_json_line(stdout, facts);
+    } else if (!err && tensors) {
+        err = print_tensors(g, msg);
+    } else if (!err) {
+        print_text(&m);
+    }
+    free(m.layers);
+    return err;
+}
+
+static int run(const cli_command *self, int argc, char **argv)
+{
+    bool tensors = false, json = false;
+    const cli_option options[] = {
+        CLI_ROW_FLAG('t', "tensors", &tensors, "list the tensors: type, shape as a matrix, place, name"),
+        CLI_ROW_FLAG(0, "json", &json, "one JSON object instead"),
+        CLI_ROW_END,
+    };
+    int first, status;
+    if (!cli_parse(self, options, argc, argv, &first, &status)) return status;
+    if (argc - first > 1) return cli_misuse(self, "info: one model at a time");
+    const char *path = cli_model_path(first < argc ? argv[first] : NULL);
+    if (!path) return CLI_MISUSED;
+    sq_gguf *g = NULL;
+    squint_msg msg;
+    squint_err err = sq_gguf_open(&g, path, NULL, &msg);
+    if (!err) err = print_info(g, tensors, json, &msg);
+    sq_gguf_close(&g);
+    if (err) return cli_fail(err, &msg);
+    return cli_flush() ? CLI_DONE : CLI_FAILED;
+}
+
+const cli_command info_command = {
+    .name = "info",
+    .operands = "[MODEL]",
+    .summary = "tell what is in a model file",
+    .details = "Prints shapes, parameters, types of tensors, and how many vision tokens each layer runs.\n"
+               "Without MODEL: the one that caption uses.",
+    .run = run,
+};
