@@ -30,24 +30,27 @@ typedef struct running {
 
 /* ---- Reading keys and values ------------------------------------------------------------- */
 
-static __m256 load_half_tail(const uint16_t *x, uint32_t n)
+/* 8 elements from element `at`. */
+SQ_INLINE __m256 load8(const void *x, size_t at, sq_kv_type type)
 {
-    uint16_t h[8] = {0};
-    memcpy(h, x, n * sizeof *h);
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+    if (type == SQ_KV_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)x + at)));
+    return _mm256_loadu_ps((const float *)x + at);
 }
 
-/* Elements d .. d + 7 of row j, zeros past head_dim. */
-SQ_INLINE __m256 load_kv(const sq_attn *a, const void *x, uint32_t j, uint32_t d)
+/* The last n < 8 elements of a row, then zeros. */
+SQ_INLINE __m256 load_tail(const void *x, size_t at, uint32_t n, sq_kv_type type)
+{
+    if (type == SQ_KV_F32) return _mm256_maskload_ps((const float *)x + at, first_lanes(n));
+    uint16_t h[8] = {0};
+    memcpy(h, (const uint16_t *)x + at, n * sizeof *h);
+    return load8(h, 0, type);
+}
+
+SQ_INLINE __m256 load_up_to_8(const sq_attn *a, const void *x, uint32_t j, uint32_t d, sq_kv_type type)
 {
     const size_t at = (size_t)j * a->ldkv + d;
     const uint32_t n = a->head_dim - d;
-    if (a->kv_type == SQ_KV_F16) {
-        const uint16_t *h = (const uint16_t *)x + at;
-        return n >= 8 ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h)) : load_half_tail(h, n);
-    }
-    const float *f = (const float *)x + at;
-    return n >= 8 ? _mm256_loadu_ps(f) : _mm256_maskload_ps(f, first_lanes(n));
+    return n >= 8 ? load8(x, at, type) : load_tail(x, at, n, type);
 }
 
 SQ_INLINE void transpose8(__m256 r[8])
@@ -70,14 +73,15 @@ SQ_INLINE void transpose8(__m256 r[8])
 }
 
 /* Keys j0 .. j0 + n - 1, and zeros up to a multiple of 16. */
-static void fill_keys(const sq_attn *a, uint32_t j0, uint32_t n, float *kt)
+SQ_INLINE void fill_keys(const sq_attn *a, uint32_t j0, uint32_t n, float *kt, sq_kv_type type)
 {
     for (uint32_t j = 0; j < sq_round_up(n, 16); j += 8) {
         float *strip = kt + (size_t)(j / 16) * a->head_dim * 16 + j % 16;
         for (uint32_t d = 0; d < a->head_dim; d += 8) {
             __m256 r[8];
-            for (uint32_t i = 0; i < 8; i++)
-                r[i] = j + i < n ? load_kv(a, a->k, j0 + j + i, d) : _mm256_setzero_ps();
+            for (uint32_t i = 0; i < 8; i++) {
+                r[i] = j + i < n ? load_up_to_8(a, a->k, j0 + j + i, d, type) : _mm256_setzero_ps();
+            }
             transpose8(r);
             for (uint32_t i = 0; i < 8 && d + i < a->head_dim; i++)
                 _mm256_store_ps(strip + (d + i) * 16, r[i]);
@@ -85,13 +89,25 @@ static void fill_keys(const sq_attn *a, uint32_t j0, uint32_t n, float *kt)
     }
 }
 
-static void fill_values(const sq_attn *a, uint32_t j0, uint32_t n, float *vd)
+SQ_INLINE void fill_values(const sq_attn *a, uint32_t j0, uint32_t n, float *vd, sq_kv_type type)
 {
     const uint32_t width = sq_round_up(a->head_dim, 16);
     for (uint32_t j = 0; j < n; j++, vd += width) {
         _mm256_store_ps(vd + width - 8, _mm256_setzero_ps());
-        for (uint32_t d = 0; d < a->head_dim; d += 8)
-            _mm256_store_ps(vd + d, load_kv(a, a->v, j0 + j, d));
+        for (uint32_t d = 0; d < a->head_dim; d += 8) {
+            _mm256_store_ps(vd + d, load_up_to_8(a, a->v, j0 + j, d, type));
+        }
+    }
+}
+
+static void fill(const sq_attn *a, uint32_t j0, uint32_t n, float *kt, float *vd)
+{
+    if (a->kv_type == SQ_KV_F16) {
+        fill_keys(a, j0, n, kt, SQ_KV_F16);
+        fill_values(a, j0, n, vd, SQ_KV_F16);
+    } else {
+        fill_keys(a, j0, n, kt, SQ_KV_F32);
+        fill_values(a, j0, n, vd, SQ_KV_F32);
     }
 }
 
@@ -134,7 +150,7 @@ SQ_INLINE void scores(const tile *t, float s[][KEYS], uint32_t rows)
     }
 }
 
-/* Scores of keys that a row does not attend become -inf; n is a multiple of 16. Returns the largest. */
+/* Scores of keys that a row does not attend become -inf; n is a multiple of 8. Returns the largest. */
 static float hide_and_max(float *s, uint32_t n, int64_t attended)
 {
     const __m256 hidden = _mm256_set1_ps(-INFINITY);
@@ -243,8 +259,7 @@ static void many_queries(const sq_attn *a, uint32_t i0, uint32_t n_q)
     start_rows(a, i0, n_q);
     for (uint32_t j = 0; j < limit; j += step) {
         const uint32_t n = limit - j < step ? limit - j : step;
-        fill_keys(a, j, n, kt);
-        fill_values(a, j, n, vd);
+        fill(a, j, n, kt, vd);
         for (uint32_t i = 0; i < n_q; i += ROWS) {
             const uint32_t rows = n_q - i < ROWS ? n_q - i : ROWS, seen = sq_attn_limit(a, i0 + i + rows - 1);
             if (seen <= j) continue;
@@ -259,67 +274,101 @@ static void many_queries(const sq_attn *a, uint32_t i0, uint32_t n_q)
 /* ---- Few queries ------------------------------------------------------------------------- */
 
 /* Scores of 4 keys from j, of which n exist. */
-SQ_INLINE void scores4(const sq_attn *a, const float *q, uint32_t j, uint32_t n, float *s)
+SQ_INLINE void scores4(const sq_attn *a, const float *q, uint32_t j, uint32_t n, float *s, sq_kv_type type)
 {
-    __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (uint32_t d = 0; d < a->head_dim; d += 8) {
-        const __m256 x = _mm256_maskload_ps(q + d, first_lanes((int64_t)a->head_dim - d));
-        for (uint32_t i = 0; i < 4; i++) {
-            acc[i] = _mm256_fmadd_ps(x, load_kv(a, a->k, j + (i < n ? i : 0), d), acc[i]);
-        }
+    size_t at[4];
+    __m256 acc[4];
+    for (uint32_t i = 0; i < 4; i++) {
+        at[i] = (size_t)(j + (i < n ? i : 0)) * a->ldkv;
+        acc[i] = _mm256_setzero_ps();
     }
-    for (uint32_t i = 0; i < 4; i++)
+    uint32_t d = 0;
+    for (; d + 8 <= a->head_dim; d += 8) {
+        const __m256 x = _mm256_loadu_ps(q + d);
+        for (int i = 0; i < 4; i++)
+            acc[i] = _mm256_fmadd_ps(x, load8(a->k, at[i] + d, type), acc[i]);
+    }
+    if (d < a->head_dim) {
+        const uint32_t left = a->head_dim - d;
+        const __m256 x = _mm256_maskload_ps(q + d, first_lanes(left));
+        for (int i = 0; i < 4; i++)
+            acc[i] = _mm256_fmadd_ps(x, load_tail(a->k, at[i] + d, left, type), acc[i]);
+    }
+    for (int i = 0; i < 4; i++)
         s[i] = a->scale * sum8(acc[i]);
 }
 
-/* out = out * shrink + p * values, 8 * w outputs from d */
+/* out = out * shrink + p * values, for outputs d .. d + 8 * w - 1 */
 SQ_INLINE void add_values_1(const sq_attn *a, uint32_t d, uint32_t w, uint32_t j0, uint32_t n, const float *p,
-                            float shrink, float *out)
+                            float shrink, float *out, sq_kv_type type)
 {
+    size_t at = (size_t)j0 * a->ldkv + d;
     __m256 acc[8];
-    for (uint32_t i = 0; i < w; i++) {
-        const __m256i m = first_lanes((int64_t)a->head_dim - d - i * 8);
-        acc[i] = _mm256_mul_ps(_mm256_maskload_ps(out + d + i * 8, m), _mm256_set1_ps(shrink));
-    }
-    for (uint32_t j = 0; j < n; j++) {
+    for (uint32_t i = 0; i < w; i++)
+        acc[i] = _mm256_mul_ps(_mm256_loadu_ps(out + d + i * 8), _mm256_set1_ps(shrink));
+    for (uint32_t j = 0; j < n; j++, at += a->ldkv) {
         const __m256 b = _mm256_broadcast_ss(p + j);
         for (uint32_t i = 0; i < w; i++)
-            acc[i] = _mm256_fmadd_ps(b, load_kv(a, a->v, j0 + j, d + i * 8), acc[i]);
+            acc[i] = _mm256_fmadd_ps(b, load8(a->v, at + i * 8, type), acc[i]);
     }
-    for (uint32_t i = 0; i < w; i++) {
-        _mm256_maskstore_ps(out + d + i * 8, first_lanes((int64_t)a->head_dim - d - i * 8), acc[i]);
-    }
+    for (uint32_t i = 0; i < w; i++)
+        _mm256_storeu_ps(out + d + i * 8, acc[i]);
 }
 
-static void one_query(const sq_attn *a, uint32_t i)
+/* The same for the last head_dim % 8 outputs. */
+SQ_INLINE void add_values_tail(const sq_attn *a, uint32_t d, uint32_t j0, uint32_t n, const float *p, float shrink,
+                               float *out, sq_kv_type type)
+{
+    const uint32_t left = a->head_dim - d;
+    const __m256i mask = first_lanes(left);
+    __m256 acc = _mm256_mul_ps(_mm256_maskload_ps(out + d, mask), _mm256_set1_ps(shrink));
+    for (uint32_t j = 0; j < n; j++) {
+        const __m256 v = load_tail(a->v, (size_t)(j0 + j) * a->ldkv + d, left, type);
+        acc = _mm256_fmadd_ps(_mm256_broadcast_ss(p + j), v, acc);
+    }
+    _mm256_maskstore_ps(out + d, mask, acc);
+}
+
+SQ_INLINE void one_query(const sq_attn *a, uint32_t i, sq_kv_type type)
 {
     const uint32_t limit = sq_attn_limit(a, i);
     const float *q = a->q + i * a->ldq;
     float *out = a->out + i * a->ldo, max = -INFINITY, sum = 0.0f;
     start_rows(a, i, 1);
     for (uint32_t j = 0; j < limit; j += KEYS) {
-        const uint32_t n = limit - j < KEYS ? limit - j : KEYS, padded = sq_round_up(n, 16);
+        const uint32_t n = limit - j < KEYS ? limit - j : KEYS, padded = sq_round_up(n, 8);
         float p[KEYS] __attribute__((aligned(32))) = {0};
         for (uint32_t k = 0; k < n; k += 4)
-            scores4(a, q, j + k, n - k, p + k);
+            scores4(a, q, j + k, n - k, p + k, type);
         const float most = hide_and_max(p, padded, n), before = max;
         max = most > max ? most : max;
         const float shrink = expf(before - max);
         sum = sum * shrink + exp_and_sum(p, padded, max);
         uint32_t d = 0;
         for (; d + 64 <= a->head_dim; d += 64)
-            add_values_1(a, d, 8, j, n, p, shrink, out);
-        for (; d < a->head_dim; d += 8)
-            add_values_1(a, d, 1, j, n, p, shrink, out);
+            add_values_1(a, d, 8, j, n, p, shrink, out, type);
+        for (; d + 8 <= a->head_dim; d += 8)
+            add_values_1(a, d, 1, j, n, p, shrink, out, type);
+        if (d < a->head_dim) add_values_tail(a, d, j, n, p, shrink, out, type);
     }
     finish_row(a, i, sum);
+}
+
+static void few_queries(const sq_attn *a)
+{
+    for (uint32_t i = 0; i < a->n_q; i++) {
+        if (a->kv_type == SQ_KV_F16) {
+            one_query(a, i, SQ_KV_F16);
+        } else {
+            one_query(a, i, SQ_KV_F32);
+        }
+    }
 }
 
 void sq_attention_avx2(const sq_attn *a)
 {
     if (a->n_q < FEW) {
-        for (uint32_t i = 0; i < a->n_q; i++)
-            one_query(a, i);
+        few_queries(a);
         return;
     }
     for (uint32_t i = 0; i < a->n_q; i += QUERIES)

@@ -28,6 +28,10 @@ enum {
     ROWS_BYTES = 1 << 18, /* activations of a block of rows */
 };
 
+/* In place and in this order: GCC 12 would regroup the sums, make all products first and spill them. */
+SQ_INLINE void add_i16(__m256i *sum, __m256i v) { __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(v)); }
+SQ_INLINE void add_i32(__m256i *sum, __m256i v) { __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(v)); }
+
 /* ---- Shared: scales, groups, store ------------------------------------------------------- */
 
 typedef struct job {
@@ -121,8 +125,8 @@ SQ_INLINE void step_i4(__m256i w0, __m256i w1, const int8_t *q, __m256i acc[][2]
         int32_t word;
         memcpy(&word, q + r * 4, sizeof word);
         const __m256i a = _mm256_set1_epi32(word);
-        acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(w0, a));
-        acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(w1, a));
+        add_i16(&acc[r][0], _mm256_maddubs_epi16(w0, a));
+        add_i16(&acc[r][1], _mm256_maddubs_epi16(w1, a));
     }
 }
 
@@ -199,14 +203,14 @@ SQ_INLINE void lines_i8(const uint8_t *line, const int16_t *a, uint32_t k, __m25
         const __m256i e0 = _mm256_and_si256(w[0], low), e1 = _mm256_and_si256(w[1], low);
         for (uint32_t r = 0; r < rows; r++) {
             const __m256i b = pair(a + r * 4);
-            sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(e0, b));
-            sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(e1, b));
+            add_i32(&sum[r][0], _mm256_madd_epi16(e0, b));
+            add_i32(&sum[r][1], _mm256_madd_epi16(e1, b));
         }
         const __m256i o0 = _mm256_srli_epi16(w[0], 8), o1 = _mm256_srli_epi16(w[1], 8);
         for (uint32_t r = 0; r < rows; r++) {
             const __m256i b = pair(a + r * 4 + 2);
-            sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(o0, b));
-            sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(o1, b));
+            add_i32(&sum[r][0], _mm256_madd_epi16(o0, b));
+            add_i32(&sum[r][1], _mm256_madd_epi16(o1, b));
         }
     }
     for (uint32_t r = 0; r < rows; r++) {
@@ -256,7 +260,8 @@ typedef void tile_fn(const job *j, uint32_t p, uint32_t n, uint32_t tile);
 
 TILE_I4(1)
 TILE_I4(2)
-TILE_I4(3) TILE_I4(4) TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
+TILE_I4(3)
+TILE_I4(4) TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
 
     static tile_fn *const tiles_i4[MR + 1] = {NULL, tile_i4_1, tile_i4_2, tile_i4_3, tile_i4_4, tile_i4_5, tile_i4_6};
 static tile_fn *const tiles_i8[MR + 1] = {NULL, tile_i8_1, tile_i8_2, tile_i8_3, tile_i8_4, tile_i8_5, tile_i8_6};
