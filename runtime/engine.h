@@ -57,6 +57,7 @@ struct squint_model {
     /* What every family tells the engine about itself. */
     uint32_t n_layers, n_vocab, n_ctx;
     uint32_t max_expanded;   /* longest prompt with vision tokens; 0: n_ctx */
+    uint32_t d;              /* length of an embedding */
     uint32_t n_vision;       /* vision tokens an image; 0: no tower */
     bool float_decoder;      /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
@@ -69,6 +70,7 @@ typedef struct sq_limits {
     uint32_t max_rows;   /* tokens of one forward pass, vision tokens included */
     uint32_t max_tokens; /* of a whole sequence */
     uint32_t max_logits; /* rows of logits one forward pass can be asked for */
+    uint32_t max_vision; /* vision tokens of a sequence; text may take max_tokens - max_vision */
     sq_kv_type kv;
 } sq_limits;
 
@@ -109,7 +111,7 @@ struct squint_session {
     atomic_bool cancel;
 
     float *pixels;   /* [3][size][size] */
-    float *vision;   /* [n_vision][d]: written by encode, read by forward */
+    float *vision;   /* [max_vision][d]: written by encode, read by forward */
     float *logits;   /* [max_logits][n_vocab] */
     uint32_t n_past; /* tokens in the caches; the next one's position */
     uint32_t n_routed; /* routable tokens in the caches */
@@ -124,8 +126,9 @@ struct squint_session {
     /* Captioning (caption.c) */
     uint32_t *ids;       /* [max_rows] */
     uint32_t *tokens;    /* [max_tokens of a caption] */
-    char *text;
-    size_t text_bytes;
+    char *text;          /* the caption, terminated when it is finished */
+    char *piece;         /* of one token */
+    size_t piece_bytes;
     void *token_scratch;
     size_t token_scratch_bytes;
     sq_candidate *candidates; /* [n_vocab] */
@@ -144,7 +147,7 @@ squint_err sq_session_encode(squint_session *s, squint_msg *msg);
  * 3.6, 3.7: routing pools all vision tokens); a pass without runs dense.
  *
  * @param n_logits  logits of the last n_logits tokens are left in s->logits, row 0 the earliest
- * @return SQUINT_OK, _LIMIT, _NUMERIC, _CANCELLED, _ARGUMENT
+ * @return SQUINT_OK; _LIMIT, _ARGUMENT: nothing was done; _NUMERIC, _CANCELLED: the sequence must be reset
  */
 squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
 /** Takes the last tokens off the sequence, down to n_past. Vision tokens stay. */
@@ -160,7 +163,8 @@ bool sq_session_stopped(squint_session *s, squint_stage stage, unsigned done, un
 /* ---- Verbs --------------------------------------------------------------------------------- */
 
 /** Plans the buffers of sq_project() for products of up to max_m rows, max_k inputs, activation groups of min_group
- *  or more. Run twice like all planning (sq_arena). */
+ *  or more. Float products of rows that are read as they lie need no buffer and are not limited. Run twice like
+ *  all planning (sq_arena). */
 void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_t max_m, uint32_t max_k,
                      uint32_t min_group, bool any_f32);
 

@@ -1,0 +1,249 @@
+/*
+ * LLaMA's decoder (arXiv 2302.13971) over a sequence of text and vision tokens.
+ * SPDX-License-Identifier: MIT
+ */
+#include "models/llava.h"
+
+#include <math.h>
+#include <string.h>
+
+static size_t kv_element(const squint_session *s) { return s->limits.kv == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float); }
+static uint32_t q_width(const sq_decoder *net) { return net->n_heads * net->head_dim; }
+static uint32_t kv_width(const sq_decoder *net) { return net->n_kv_heads * net->head_dim; }
+static uint32_t qkv_width(const sq_decoder *net) { return q_width(net) + 2 * kv_width(net); }
+
+/* ---- planning ---- */
+
+/* A routed layer never holds more vision tokens than its ratio lets through: its cache is planned for that. */
+static uint32_t kv_capacity(const sq_limits *limits, const sq_decoder_layer *layer)
+{
+    const uint32_t text = limits->max_tokens - limits->max_vision;
+    return text + (layer->is_mod ? sq_route_count(limits->max_vision, layer->ratio) : limits->max_vision);
+}
+
+static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+{
+    state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
+    for (uint32_t l = 0; l < net->n_layers; l++) {
+        const uint32_t capacity = kv_capacity(&s->limits, &net->layers[l]);
+        uint8_t *const k = sq_take(arena, capacity, kv_width(net) * kv_element(s));
+        uint8_t *const v = sq_take(arena, capacity, kv_width(net) * kv_element(s));
+        if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .capacity = capacity};
+    }
+}
+
+/* Frequencies in binary32, as the reference computes them. */
+static void fill_rope(float *rope, uint32_t n_positions, const sq_decoder *net)
+{
+    const uint32_t half = net->head_dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        const float frequency = 1.0f / powf(net->rope_base, (float)(2 * i) / (float)net->head_dim);
+        for (uint32_t p = 0; p < n_positions; p++) {
+            const float angle = (float)p * frequency;
+            rope[(size_t)p * net->head_dim + i] = cosf(angle);
+            rope[(size_t)p * net->head_dim + half + i] = sinf(angle);
+        }
+    }
+}
+
+void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+{
+    state->rope = sq_take(arena, s->limits.max_tokens, net->head_dim * sizeof(float));
+    if (state->rope) fill_rope(state->rope, s->limits.max_tokens, net);
+    plan_kv(s, net, state, arena);
+}
+
+void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+{
+    const sq_limits *const limits = &s->limits;
+    const size_t rows = limits->max_rows;
+    state->x = sq_take(arena, rows, net->d * sizeof(float));
+    state->qkv = sq_take(arena, rows, qkv_width(net) * sizeof(float));
+    state->attn = sq_take(arena, rows, q_width(net) * sizeof(float));
+    state->mlp = sq_take(arena, rows, (size_t)net->f * 2 * sizeof(float));
+    state->targets = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->order = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->chosen = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->scores = sq_take(arena, limits->max_vision, sizeof(float));
+    state->weights = sq_take(arena, limits->max_vision, sizeof(float));
+    state->kept = sq_take(arena, rows, sizeof(uint32_t));
+    state->kept_weight = sq_take(arena, rows, sizeof(float));
+}
+
+/* ---- one layer ---- */
+
+/* Rotates queries and keys of the run's rows to their positions, and puts keys and values into the cache. */
+typedef struct kv_job {
+    const sq_pass *p;
+    sq_kv_layer *kv;
+    const sq_run *run;
+} kv_job;
+
+static void store_head(const squint_session *s, const float *src, uint8_t *heads, size_t entry, uint32_t head_dim)
+{
+    uint8_t *const dst = heads + entry * head_dim * kv_element(s);
+    if (s->limits.kv == SQ_KV_F16)
+        s->model->kernels->to_f16(src, (uint16_t *)(void *)dst, head_dim);
+    else
+        memcpy(dst, src, head_dim * sizeof(float));
+}
+
+static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
+{
+    (void)worker;
+    const kv_job *const job = ctx;
+    const sq_pass *const p = job->p;
+    const sq_decoder *const net = p->net;
+    const sq_kernels *const kernels = p->s->model->kernels;
+    const uint32_t row = job->run->rows ? job->run->rows[i] : i;
+    const float *const rope = p->state->rope + (size_t)(p->s->n_past + row) * net->head_dim;
+    float *const q = p->state->qkv + (size_t)i * qkv_width(net), *const k = q + q_width(net);
+    const float *const v = k + kv_width(net);
+    for (uint32_t h = 0; h < net->n_heads; h++)
+        kernels->rope(q + h * net->head_dim, rope, net->head_dim, net->rope_half);
+    for (uint32_t h = 0; h < net->n_kv_heads; h++) {
+        const size_t entry = (size_t)h * job->kv->capacity + job->kv->n + i;
+        kernels->rope(k + h * net->head_dim, rope, net->head_dim, net->rope_half);
+        store_head(p->s, k + h * net->head_dim, job->kv->k, entry, net->head_dim);
+        store_head(p->s, v + h * net->head_dim, job->kv->v, entry, net->head_dim);
+    }
+}
+
+static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
+{
+    const sq_decoder *const net = p->net;
+    const sq_heads heads = {
+        .attn = {.q = p->state->qkv, .ldq = qkv_width(net), .k = kv->k, .v = kv->v, .ldkv = net->head_dim,
+                 .kv_type = p->s->limits.kv, .n_q = m, .n_kv = kv->n + m, .head_dim = net->head_dim,
+                 .causal = true, .first_kv = kv->n, .scale = 1.0f / sqrtf((float)net->head_dim),
+                 .out = p->state->attn, .ldo = q_width(net)},
+        .n_heads = net->n_heads,
+        .n_kv_heads = net->n_kv_heads,
+        .kv_head_bytes = (size_t)kv->capacity * net->head_dim * kv_element(p->s),
+    };
+    sq_attend(&p->s->compute, &heads);
+}
+
+/* x[rows] += W_o attention(norm(x[rows])) */
+static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_layer *kv, const sq_run *run)
+{
+    const sq_decoder *const net = p->net;
+    sq_llava_state *const state = p->state;
+    sq_compute *const compute = &p->s->compute;
+    const size_t ld = qkv_width(net);
+    const sq_rows_in in = {.x = state->x, .ldx = net->d, .rows = run->rows, .k = net->d, .op = SQ_ROW_RMSNORM,
+                           .weight = w->attn_norm, .eps = net->eps};
+    const sq_gemm_out qkv[] = {{.c = state->qkv, .ldc = ld},
+                               {.c = state->qkv + q_width(net), .ldc = ld},
+                               {.c = state->qkv + q_width(net) + kv_width(net), .ldc = ld}};
+    sq_project(compute, &in, run->m, (const sq_mat *const[]){&w->q, &w->k, &w->v}, qkv, 3);
+
+    kv_job job = {p, kv, run};
+    sq_pool_run(compute->pool, run->m, rotate_and_store, &job);
+    attend(p, kv, run->m);
+    kv->n += run->m;
+
+    const sq_rows_in heads = {.x = state->attn, .ldx = q_width(net), .k = q_width(net), .op = SQ_ROW_COPY};
+    const sq_gemm_out residual = {.c = state->x, .ldc = net->d, .rows = run->rows, .add = true};
+    sq_project(compute, &heads, run->m, (const sq_mat *const[]){&w->o}, &residual, 1);
+}
+
+/* x[rows] += weight * MLP(norm(x[rows])) */
+static void mlp_branch(const sq_pass *p, const sq_decoder_layer *w, const sq_run *run)
+{
+    const sq_decoder *const net = p->net;
+    sq_llava_state *const state = p->state;
+    sq_compute *const compute = &p->s->compute;
+    const size_t ld = (size_t)net->f * 2;
+    const sq_rows_in in = {.x = state->x, .ldx = net->d, .rows = run->rows, .k = net->d, .op = SQ_ROW_RMSNORM,
+                           .weight = w->ffn_norm, .eps = net->eps};
+    const sq_gemm_out gate_up[] = {{.c = state->mlp, .ldc = ld}, {.c = state->mlp + net->f, .ldc = ld}};
+    sq_project(compute, &in, run->m, (const sq_mat *const[]){&w->gate, &w->up}, gate_up, 2);
+
+    const sq_rows_in hidden = {.x = state->mlp, .ldx = ld, .k = net->f, .op = SQ_ROW_SWIGLU};
+    const sq_gemm_out residual = {.c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->mlp_weight,
+                                  .add = true};
+    sq_project(compute, &hidden, run->m, (const sq_mat *const[]){&w->down}, &residual, 1);
+}
+
+/* Multiply-adds of a layer over m rows with n_past entries in its cache, attention counted causally. */
+static double layer_macs(const sq_decoder *net, double m, double n_past)
+{
+    const double per_row = (double)net->d * (2.0 * q_width(net) + 2.0 * kv_width(net) + 3.0 * net->f);
+    const double keys = m * n_past + m * (m + 1) / 2;
+    return m * per_row + 2 * keys * q_width(net);
+}
+
+void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run)
+{
+    sq_kv_layer *const kv = &p->state->kv[layer];
+    p->s->macs += layer_macs(p->net, run->m, kv->n);
+    attention_branch(p, &p->net->layers[layer], kv, run);
+    mlp_branch(p, &p->net->layers[layer], run);
+}
+
+/* ---- a pass ---- */
+
+static void embed(const sq_pass *p, const uint32_t *ids)
+{
+    const uint32_t d = p->net->d;
+    const float *image = p->s->vision;
+    for (uint32_t i = 0; i < p->n; i++) {
+        float *const x = p->state->x + (size_t)i * d;
+        if (ids[i] == SQ_IMAGE_TOKEN) {
+            memcpy(x, image, d * sizeof *x);
+            image += d;
+        } else {
+            sq_mat_row(&p->net->token_embd, ids[i], x);
+        }
+    }
+}
+
+/* The routable rows: every vision token, of all images together. */
+static uint32_t find_targets(const sq_pass *p, const uint32_t *ids)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < p->n; i++)
+        if (ids[i] == SQ_IMAGE_TOKEN) p->state->targets[n++] = i;
+    return n;
+}
+
+static void logits(const sq_pass *p, uint32_t n_logits)
+{
+    const sq_decoder *const net = p->net;
+    const sq_rows_in in = {.x = p->state->x + (size_t)(p->n - n_logits) * net->d, .ldx = net->d, .k = net->d,
+                           .op = SQ_ROW_RMSNORM, .weight = net->output_norm, .eps = net->eps};
+    const sq_gemm_out out = {.c = p->s->logits, .ldc = net->n_vocab};
+    sq_project(&p->s->compute, &in, n_logits, (const sq_mat *const[]){&net->output}, &out, 1);
+}
+
+static void run_dense(const sq_pass *p, uint32_t layer)
+{
+    p->s->kept[layer] += p->n_targets;
+    sq_decoder_layer_run(p, layer, &(sq_run){.m = p->n});
+}
+
+squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg)
+{
+    const sq_decoder *const net = &sq_llava_of(s)->decoder;
+    sq_pass p = {.s = s, .net = net, .state = sq_llava_state_of(s), .n = n};
+    const squint_stage stage = n == 1 ? SQUINT_STAGE_DECODE : SQUINT_STAGE_PREFILL;
+    p.n_targets = find_targets(&p, ids);
+    if (p.n_targets) p.state->last_image = s->n_past + p.state->targets[p.n_targets - 1] + 1;
+    embed(&p, ids);
+    sq_trace(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
+    for (uint32_t l = 0; l < net->n_layers; l++) {
+        s->macs_dense += layer_macs(net, n, s->n_past);
+        if (p.n_targets && net->layers[l].is_mod) {
+            const squint_err err = sq_mod_layer_run(&p, l, msg);
+            if (err) return err;
+        } else {
+            run_dense(&p, l);
+        }
+        sq_trace(s, SQ_TRACE_LAYER, (int)l, p.state->x, n, net->d);
+        if (stage == SQUINT_STAGE_PREFILL && sq_session_stopped(s, stage, l + 1, net->n_layers))
+            return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+    }
+    if (n_logits) logits(&p, n_logits);
+    return SQUINT_OK;
+}

@@ -1,0 +1,397 @@
+/*
+ * The LLaVA family: reading its shapes and weights from a file, and its place in the engine's table.
+ * SPDX-License-Identifier: MIT
+ */
+#include "models/llava.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_LAYERS = 512, MAX_CTX = 1 << 20, MAX_HEAD_DIM = 256, MOD_VERSION = 1 };
+
+static bool matches(const sq_gguf *g)
+{
+    sq_str arch;
+    const sq_gguf_kv *const kv = sq_gguf_find_key(g, "general.architecture");
+    return kv && kv->type == SQ_GGUF_STRING && !sq_gguf_get_str(g, "general.architecture", true, &arch, NULL) &&
+           sq_str_eq(arch, "llama");
+}
+
+/* ---- shapes ---- */
+
+static squint_err out_of_range(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
+}
+
+static squint_err read_u32(const squint_model *m, const char *key, bool required, uint32_t lowest, uint32_t highest,
+                           uint32_t *out, squint_msg *msg)
+{
+    const squint_err err = sq_gguf_get_u32(m->file, key, required, out, msg);
+    if (err) return err;
+    if (*out >= lowest && *out <= highest) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not from %u to %u", sq_gguf_path(m->file), key, *out, lowest,
+                   highest);
+}
+
+static squint_err read_heads(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = read_u32(m, "llama.attention.head_count", true, 1, SQ_MAX_K, &net->n_heads, msg))) return err;
+    net->n_kv_heads = net->n_heads;
+    if ((err = read_u32(m, "llama.attention.head_count_kv", false, 1, net->n_heads, &net->n_kv_heads, msg))) return err;
+    if (net->n_heads % net->n_kv_heads)
+        return out_of_range(m, "llama.attention.head_count_kv", net->n_kv_heads, "a divisor of llama.attention.head_count",
+                            msg);
+    net->head_dim = net->d / net->n_heads;
+    if ((err = read_u32(m, "llama.rope.dimension_count", false, 2, MAX_HEAD_DIM, &net->head_dim, msg))) return err;
+    if (net->head_dim < 2 || net->head_dim % 2 || net->head_dim > MAX_HEAD_DIM ||
+        (uint64_t)net->head_dim * net->n_heads > SQ_MAX_K)
+        return out_of_range(m, "llama.rope.dimension_count", net->head_dim, "an even number of at most 256", msg);
+    return SQUINT_OK;
+}
+
+static squint_err read_rope(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    sq_str layout = {"interleaved", 11}, scaling = {"none", 4};
+    squint_err err;
+    net->rope_base = 10000.0f;
+    if ((err = sq_gguf_get_f32(m->file, "llama.rope.freq_base", false, &net->rope_base, msg))) return err;
+    if (!(net->rope_base > 0) || !isfinite(net->rope_base))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key llama.rope.freq_base is not positive", sq_gguf_path(m->file));
+    if ((err = sq_gguf_get_str(m->file, "llama.rope.scaling.type", false, &scaling, msg))) return err;
+    if (!sq_str_eq(scaling, "none"))
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key llama.rope.scaling.type: only \"none\" is known",
+                       sq_gguf_path(m->file));
+    if ((err = sq_gguf_get_str(m->file, "squint.rope_layout", false, &layout, msg))) return err;
+    net->rope_half = sq_str_eq(layout, "half");
+    if (net->rope_half || sq_str_eq(layout, "interleaved")) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key squint.rope_layout: not \"half\" or \"interleaved\"",
+                   sq_gguf_path(m->file));
+}
+
+/* The vocabulary's size is the embedding's: a file need not say it. */
+static squint_err read_vocab(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    const sq_gguf_kv *const tokens = sq_gguf_find_key(m->file, "tokenizer.ggml.tokens");
+    if (tokens && tokens->type == SQ_GGUF_ARRAY && tokens->count <= SQ_MAX_DIM) net->n_vocab = (uint32_t)tokens->count;
+    return read_u32(m, "llama.vocab_size", false, 1, SQ_MAX_DIM, &net->n_vocab, msg);
+}
+
+static squint_err read_shape(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = read_u32(m, "llama.block_count", true, 1, MAX_LAYERS, &net->n_layers, msg))) return err;
+    if ((err = read_u32(m, "llama.embedding_length", true, 1, SQ_MAX_K, &net->d, msg))) return err;
+    if ((err = read_u32(m, "llama.feed_forward_length", true, 1, SQ_MAX_K, &net->f, msg))) return err;
+    if ((err = read_u32(m, "llama.context_length", true, 2, MAX_CTX, &m->n_ctx, msg))) return err;
+    if ((err = sq_gguf_get_f32(m->file, "llama.attention.layer_norm_rms_epsilon", true, &net->eps, msg))) return err;
+    if (!(net->eps > 0 && net->eps < 1))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key llama.attention.layer_norm_rms_epsilon is not from 0 to 1",
+                       sq_gguf_path(m->file));
+    if ((err = sq_gguf_get_u32(m->file, "squint.max_expanded_length", false, &m->max_expanded, msg))) return err;
+    if ((err = read_heads(m, net, msg))) return err;
+    if ((err = read_rope(m, net, msg))) return err;
+    return read_vocab(m, net, msg);
+}
+
+/* ---- weights ---- */
+
+static squint_err load_mat(squint_model *m, uint32_t layer, const char *name, uint32_t n, uint32_t k, sq_mat *out,
+                           squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "blk.%u.%s.weight", layer, name);
+    return sq_load_mat(m, tensor, n, k, out, msg);
+}
+
+static squint_err load_vec(squint_model *m, uint32_t layer, const char *name, uint32_t n, const float **out,
+                           squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "blk.%u.%s", layer, name);
+    return sq_load_vec(m, tensor, n, true, out, msg);
+}
+
+static squint_err load_layer(squint_model *m, const sq_decoder *net, uint32_t l, sq_decoder_layer *w, squint_msg *msg)
+{
+    const uint32_t d = net->d, q = net->n_heads * net->head_dim, kv = net->n_kv_heads * net->head_dim;
+    squint_err err;
+    if ((err = load_vec(m, l, "attn_norm.weight", d, &w->attn_norm, msg))) return err;
+    if ((err = load_mat(m, l, "attn_q", q, d, &w->q, msg))) return err;
+    if ((err = load_mat(m, l, "attn_k", kv, d, &w->k, msg))) return err;
+    if ((err = load_mat(m, l, "attn_v", kv, d, &w->v, msg))) return err;
+    if ((err = load_mat(m, l, "attn_output", d, q, &w->o, msg))) return err;
+    if ((err = load_vec(m, l, "ffn_norm.weight", d, &w->ffn_norm, msg))) return err;
+    if ((err = load_mat(m, l, "ffn_gate", net->f, d, &w->gate, msg))) return err;
+    if ((err = load_mat(m, l, "ffn_up", net->f, d, &w->up, msg))) return err;
+    return load_mat(m, l, "ffn_down", d, net->f, &w->down, msg);
+}
+
+static squint_err load_decoder(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = sq_load_mat(m, "token_embd.weight", net->n_vocab, net->d, &net->token_embd, msg))) return err;
+    net->output = net->token_embd; /* tied, unless the file has an output of its own */
+    if (sq_gguf_find(m->file, "output.weight") &&
+        (err = sq_load_mat(m, "output.weight", net->n_vocab, net->d, &net->output, msg)))
+        return err;
+    if ((err = sq_load_vec(m, "output_norm.weight", net->d, true, &net->output_norm, msg))) return err;
+    for (uint32_t l = 0; l < net->n_layers; l++)
+        if ((err = load_layer(m, net, l, &net->layers[l], msg))) return err;
+    return SQUINT_OK;
+}
+
+/* ---- mod.* ---- */
+
+static squint_err must_be(const squint_model *m, const char *key, const char *value, squint_msg *msg)
+{
+    sq_str s = {value, strlen(value)};
+    const squint_err err = sq_gguf_get_str(m->file, key, false, &s, msg);
+    if (err || sq_str_eq(s, value)) return err;
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key %s: \"%.*s\" is not \"%s\", the one that squint runs",
+                   sq_gguf_path(m->file), key, (int)(s.len < 64 ? s.len : 64), s.s, value);
+}
+
+static squint_err read_norm(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    static const char *const names[] = {
+        [SQ_NORM_TANH] = "tanh", [SQ_NORM_SIGMOID] = "sigmoid", [SQ_NORM_SOFTMAX] = "softmax", [SQ_NORM_NONE] = "none"};
+    sq_str type;
+    squint_err err;
+    if ((err = sq_gguf_get_str(m->file, "mod.norm.type", true, &type, msg))) return err;
+    if ((err = sq_gguf_get_f32(m->file, "mod.norm.scale", true, &net->norm_scale, msg))) return err;
+    if ((err = sq_gguf_get_f32(m->file, "mod.norm.bias", true, &net->norm_bias, msg))) return err;
+    if (!isfinite(net->norm_scale) || !isfinite(net->norm_bias))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: keys mod.norm.scale and mod.norm.bias must be finite",
+                       sq_gguf_path(m->file));
+    for (unsigned i = 0; i < SQ_COUNT(names); i++)
+        if (sq_str_eq(type, names[i])) {
+            net->norm = (sq_norm_type)i;
+            return SQUINT_OK;
+        }
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key mod.norm.type: not tanh, sigmoid, softmax or none",
+                   sq_gguf_path(m->file));
+}
+
+/* Everything that could mean another execution than p-MoD's is refused by name. */
+static squint_err check_mode(squint_model *m, squint_msg *msg)
+{
+    static const struct {
+        const char *key, *value;
+    } fixed[] = {{"mod.type", "pmod"},           {"mod.mode", "pmod"},
+                 {"mod.router.input", "hidden"}, {"mod.weight.apply", "mlp+skip"},
+                 {"mod.position", "original"},   {"mod.prefill.select", "topk"},
+                 {"mod.decode.rule", "dense"},   {"mod.decode.position", "global"}};
+    squint_err err;
+    uint32_t version = MOD_VERSION, outputs = 1;
+    bool shared = false;
+    for (size_t i = 0; i < SQ_COUNT(fixed); i++)
+        if ((err = must_be(m, fixed[i].key, fixed[i].value, msg))) return err;
+    if ((err = read_u32(m, "mod.version", true, 1, MOD_VERSION, &version, msg))) return err;
+    if ((err = read_u32(m, "mod.router.outputs", false, 1, 1, &outputs, msg))) return err;
+    if ((err = sq_gguf_get_bool(m->file, "mod.router.shared", false, &shared, msg))) return err;
+    if (shared)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key mod.router.shared: p-MoD has a router in each layer",
+                       sq_gguf_path(m->file));
+    /* One tile: "vision_hr" has nothing else to name here, and "all" would route text. */
+    return must_be(m, "mod.target", "vision_all", msg);
+}
+
+static bool is_f32(const squint_model *m, const char *name)
+{
+    const sq_gguf_tensor *const t = sq_gguf_find(m->file, name);
+    return !t || t->type == SQ_TENSOR_F32;
+}
+
+static squint_err load_router(squint_model *m, const sq_decoder *net, uint32_t l, sq_decoder_layer *w, squint_msg *msg)
+{
+    char weight[64], bias[64];
+    const float *b;
+    squint_err err;
+    snprintf(weight, sizeof weight, "blk.%u.mod_router.weight", l);
+    snprintf(bias, sizeof bias, "blk.%u.mod_router.bias", l);
+    if (!w->is_mod && (sq_gguf_find(m->file, weight) || sq_gguf_find(m->file, bias)))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: there, but mod.layer_is_mod says that layer %u is dense",
+                       sq_gguf_path(m->file), weight, l);
+    if (!w->is_mod) return SQUINT_OK;
+    if (!is_f32(m, weight) || !is_f32(m, bias))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: routers are F32; a rounded score keeps other tokens",
+                       sq_gguf_path(m->file), weight);
+    if ((err = sq_load_vec(m, weight, net->d, true, &w->router_w, msg))) return err;
+    if ((err = sq_load_vec(m, bias, 1, false, &b, msg))) return err;
+    w->router_b = b ? *b : 0.0f;
+    return SQUINT_OK;
+}
+
+static squint_err load_routing(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    squint_err err;
+    net->routed = sq_gguf_find_key(m->file, "mod.type") != NULL;
+    if (!net->routed) return SQUINT_OK;
+    if ((err = check_mode(m, msg))) return err;
+    if ((err = read_norm(m, net, msg))) return err;
+    bool is_mod[MAX_LAYERS];
+    float ratio[MAX_LAYERS];
+    if ((err = sq_gguf_get_bools(m->file, "mod.layer_is_mod", true, is_mod, net->n_layers, msg))) return err;
+    if ((err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", true, ratio, net->n_layers, msg))) return err;
+    for (uint32_t l = 0; l < net->n_layers; l++) {
+        sq_decoder_layer *const w = &net->layers[l];
+        if (!(ratio[l] >= 0 && ratio[l] <= 1))
+            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key mod.layer_ratio: %g of layer %u is not from 0 to 1",
+                           sq_gguf_path(m->file), (double)ratio[l], l);
+        w->is_mod = is_mod[l];
+        w->ratio = ratio[l];
+        if ((err = load_router(m, net, l, w, msg))) return err;
+    }
+    return SQUINT_OK;
+}
+
+/* ---- the family ---- */
+
+void sq_llava_describe(squint_model *m)
+{
+    const sq_llava *const net = m->net;
+    m->n_layers = net->decoder.n_layers;
+    m->n_vocab = net->decoder.n_vocab;
+    m->d = net->decoder.d;
+    m->float_decoder = net->decoder.layers[0].q.f32 != NULL;
+}
+
+static squint_err load_tower(squint_model *m, sq_llava *net, squint_msg *msg)
+{
+    bool has_tower = false;
+    squint_err err = sq_gguf_get_bool(m->file, "clip.has_vision_encoder", false, &has_tower, msg);
+    if (err || !has_tower) return err;
+    if ((err = sq_vit_load(m, &net->vit, msg))) return err;
+    if (m->n_vision >= m->n_ctx)
+        return out_of_range(m, "llama.context_length", m->n_ctx, "more than the vision tokens of an image", msg);
+    return sq_projector_load(m, net->vit.d, net->decoder.d, &net->projector, msg);
+}
+
+static squint_err load(squint_model *m, squint_msg *msg)
+{
+    sq_llava *const net = m->net = sq_model_take(m, 1, sizeof *net);
+    if (!net) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the network", sq_gguf_path(m->file));
+    squint_err err = read_shape(m, &net->decoder, msg);
+    if (err) return err;
+    net->decoder.layers = sq_model_take(m, net->decoder.n_layers, sizeof *net->decoder.layers);
+    if (!net->decoder.layers)
+        return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u layers", sq_gguf_path(m->file), net->decoder.n_layers);
+    if ((err = load_decoder(m, &net->decoder, msg))) return err;
+    if ((err = load_routing(m, &net->decoder, msg))) return err;
+    sq_llava_describe(m);
+    return load_tower(m, net, msg);
+}
+
+/* What the products of a session can need at most. */
+typedef struct needs {
+    uint32_t max_k, min_group;
+    bool any_f32;
+} needs;
+
+static void need(needs *n, const sq_mat *w)
+{
+    if (!w->n) return;
+    n->max_k = w->k > n->max_k ? w->k : n->max_k;
+    n->any_f32 |= w->f32 != NULL;
+    if (w->f32) return;
+    const uint32_t group = sq_panels_act_group(&w->panels);
+    n->min_group = group < n->min_group ? group : n->min_group;
+}
+
+static needs needs_of(const sq_llava *net)
+{
+    needs n = {.max_k = 1, .min_group = SQ_ACT_GROUP};
+    const sq_decoder *const dec = &net->decoder;
+    need(&n, &dec->output);
+    for (uint32_t l = 0; l < dec->n_layers; l++) {
+        const sq_decoder_layer *const w = &dec->layers[l];
+        const sq_mat *const mats[] = {&w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down};
+        for (size_t i = 0; i < SQ_COUNT(mats); i++)
+            need(&n, mats[i]);
+    }
+    for (uint32_t l = 0; l < net->vit.n_layers; l++) {
+        const sq_vit_layer *const w = &net->vit.layers[l];
+        const sq_mat *const mats[] = {&w->q, &w->k, &w->v, &w->out, &w->fc1, &w->fc2};
+        for (size_t i = 0; i < SQ_COUNT(mats); i++)
+            need(&n, mats[i]);
+    }
+    need(&n, &net->projector.w0);
+    need(&n, &net->projector.w2);
+    n.any_f32 |= net->vit.patch.w.n != 0; /* convolutions are float, and read their rows as they lie */
+    return n;
+}
+
+static void plan(squint_session *s, sq_arena *arena)
+{
+    const sq_llava *const net = s->model->net;
+    const needs n = needs_of(net);
+    sq_llava_state planning = {0}, *state = sq_take(arena, 1, sizeof *state);
+    s->state = state;
+    if (!state) state = &planning;
+    const uint32_t rows = s->limits.max_rows > net->vit.n_positions ? s->limits.max_rows : net->vit.n_positions;
+    sq_compute_plan(&s->compute, arena, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
+
+    sq_decoder_plan_lasting(s, &net->decoder, state, arena);
+
+    /* The tower is done when the decoder begins: what both need for a pass lies in the same memory. */
+    const size_t start = arena->used;
+    if (net->vit.n_layers) sq_vit_plan(s, net, state, arena);
+    const size_t tower_end = arena->used;
+    arena->used = start;
+    sq_decoder_plan(s, &net->decoder, state, arena);
+    if (arena->used < tower_end) arena->used = tower_end;
+}
+
+static void reset(squint_session *s)
+{
+    const sq_decoder *const net = &sq_llava_of(s)->decoder;
+    sq_llava_state *const state = sq_llava_state_of(s);
+    for (uint32_t l = 0; l < net->n_layers; l++)
+        state->kv[l].n = 0;
+    state->last_image = 0;
+}
+
+static squint_err encode(squint_session *s, squint_msg *msg)
+{
+    if (!sq_llava_of(s)->vit.n_layers) return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no vision tower");
+    const squint_err err = sq_vit_forward(s, msg);
+    if (!err) sq_projector_forward(s);
+    return err;
+}
+
+/* Text after the last vision token has one entry in every layer's cache: taking it off is a subtraction. */
+static squint_err rewind_to(squint_session *s, uint32_t n_past, squint_msg *msg)
+{
+    sq_llava_state *const state = sq_llava_state_of(s);
+    if (n_past < state->last_image)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "cannot rewind to token %u: vision tokens up to %u are routed together",
+                       n_past, state->last_image);
+    for (uint32_t l = 0; l < s->model->n_layers; l++)
+        state->kv[l].n -= s->n_past - n_past;
+    return SQUINT_OK;
+}
+
+static size_t kv_bytes(const squint_session *s)
+{
+    const sq_decoder *const net = &sq_llava_of(s)->decoder;
+    const size_t element = s->limits.kv == SQ_KV_F16 ? 2 : 4;
+    size_t entries = 0;
+    for (uint32_t l = 0; l < net->n_layers; l++)
+        entries += sq_llava_state_of(s)->kv[l].n;
+    return entries * 2 * net->n_kv_heads * net->head_dim * element;
+}
+
+const sq_family sq_family_llava = {
+    .name = "llava",
+    .matches = matches,
+    .load = load,
+    .plan = plan,
+    .reset = reset,
+    .encode = encode,
+    .forward = sq_decoder_forward,
+    .rewind = rewind_to,
+    .kv_bytes = kv_bytes,
+};

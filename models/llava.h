@@ -1,0 +1,165 @@
+/*
+ * LLaVA: a CLIP-like tower, an MLP projector, a LLaMA decoder, whose layers may route (p-MoD).
+ * SPDX-License-Identifier: MIT
+ *
+ * This room's own header: what its files share.
+ */
+#ifndef SQ_LLAVA_H
+#define SQ_LLAVA_H
+
+#include "runtime/engine.h"
+
+enum { SQ_MAX_STEM = 4 };
+
+/* ---- Shapes and weights ------------------------------------------------------------------ */
+
+/* A convolution as a matrix: weight[out][kernel][kernel][in], so that a patch is contiguous channel by channel. */
+typedef struct sq_conv {
+    sq_mat w;          /* n = out, k = kernel * kernel * in */
+    const float *bias; /* [out] or NULL */
+    uint32_t in, kernel, stride, pad;
+    uint32_t side;     /* of the output map */
+} sq_conv;
+
+typedef struct sq_affine {
+    const float *weight, *bias; /* [d]; weight NULL: absent */
+} sq_affine;
+
+typedef struct sq_vit_layer {
+    sq_affine ln1, ln2;
+    sq_mat q, k, v, out, fc1, fc2;
+    const float *q_b, *k_b, *v_b, *out_b, *fc1_b, *fc2_b;
+} sq_vit_layer;
+
+typedef struct sq_vit {
+    uint32_t d, f, n_heads, n_layers; /* n_layers: encoder layers executed */
+    uint32_t n_patches, n_positions;  /* n_positions = n_patches + 1 with a class token */
+    float eps;
+    sq_row_op activation;
+    uint32_t n_stem;               /* 3x3 convolutions with ReLU before the patches; CLIP has none */
+    sq_conv stem[SQ_MAX_STEM], patch;
+    const float *class_embd;       /* [d] or NULL */
+    const float *position_embd;    /* [n_positions][d] */
+    sq_affine pre_ln, post_ln;
+    sq_vit_layer *layers;
+} sq_vit;
+
+typedef struct sq_projector {
+    uint32_t hidden; /* rows of the first linear */
+    sq_mat w0, w2;
+    const float *b0, *b2;
+} sq_projector;
+
+typedef struct sq_decoder_layer {
+    const float *attn_norm, *ffn_norm; /* [d] */
+    sq_mat q, k, v, o, gate, up, down;
+    bool is_mod;           /* a ratio of 1 does not make a layer dense: kept tokens are weighted */
+    float ratio;           /* of the routable tokens that the layer runs */
+    const float *router_w; /* [d], is_mod only */
+    float router_b;
+} sq_decoder_layer;
+
+typedef struct sq_decoder {
+    uint32_t n_layers, d, f, n_heads, n_kv_heads, head_dim, n_vocab;
+    float eps, rope_base;
+    bool rope_half; /* pairs (i, i + head_dim/2); else (2i, 2i + 1), as llama.cpp's files have them */
+    bool routed;    /* mod.type = pmod */
+    sq_norm_type norm;
+    float norm_scale, norm_bias;
+    sq_mat token_embd, output;
+    const float *output_norm;
+    sq_decoder_layer *layers;
+} sq_decoder;
+
+typedef struct sq_llava {
+    sq_decoder decoder;
+    sq_vit vit;
+    sq_projector projector;
+} sq_llava;
+
+/* ---- What a session keeps ----------------------------------------------------------------- */
+
+/* Keys and values of one layer: [n_kv_heads][capacity][head_dim] of the session's kv type, and as much again. */
+typedef struct sq_kv_layer {
+    uint8_t *k, *v;
+    uint32_t n, capacity; /* entries, of this layer alone */
+} sq_kv_layer;
+
+typedef struct sq_llava_state {
+    /* decoder */
+    float *x;          /* [max_rows][d], the residual stream */
+    float *qkv;        /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
+    float *attn;       /* [max_rows][n_heads * head_dim] */
+    float *mlp;        /* [max_rows][2 f]: gate, then up */
+    float *rope;       /* [max_tokens][head_dim]: cosines, then sines */
+    sq_kv_layer *kv;   /* [n_layers] */
+    uint32_t last_image; /* position after the last vision token: no rewinding before it */
+    /* routing, of one pass */
+    uint32_t *targets;   /* [max_vision] rows of routable tokens, rising */
+    uint32_t *order;     /* [max_vision] scratch of the choice */
+    uint32_t *chosen;    /* [max_vision] indices into targets */
+    float *scores, *weights; /* [max_vision] */
+    uint32_t *kept;      /* [max_rows] rows that a routed layer runs, rising */
+    float *kept_weight;  /* [max_rows] of their MLP branch */
+    /* tower */
+    float *map[2];       /* feature maps of the stem, height x width x channels */
+    float *patches;      /* rows of a convolution's input */
+    float *vit_x;        /* [n_positions][vit.d] */
+    float *vit_qkv;      /* [n_positions][3 vit.d] */
+    float *vit_attn;     /* [n_positions][vit.d] */
+    float *vit_mlp;      /* [n_positions][vit.f] or [n_patches][projector.hidden] */
+} sq_llava_state;
+
+/* ---- Parts ---------------------------------------------------------------------------------- */
+
+/* A pass over the decoder. */
+typedef struct sq_pass {
+    squint_session *s;
+    const sq_decoder *net;
+    sq_llava_state *state;
+    uint32_t n;         /* rows of x */
+    uint32_t n_targets; /* routable rows; 0 makes every layer dense */
+} sq_pass;
+
+/* The rows that a layer runs. */
+typedef struct sq_run {
+    uint32_t m;
+    const uint32_t *rows;    /* [m] rising, or NULL for all */
+    const float *mlp_weight; /* [m] or NULL for 1 */
+} sq_run;
+
+/* models/decoder.c */
+/** What lasts from pass to pass, tables and caches; then what one pass needs. */
+void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
+void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
+squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
+/** A dense layer over some rows: attention among them and what the layer's cache holds, then the MLP. */
+void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
+
+/* models/mod_layer.c */
+squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);
+
+/* models/vit.c */
+squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
+void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+squint_err sq_vit_forward(squint_session *s, squint_msg *msg);
+
+/* models/projector.c */
+squint_err sq_projector_load(squint_model *m, uint32_t d_in, uint32_t d_out, sq_projector *p, squint_msg *msg);
+void sq_projector_forward(squint_session *s);
+
+/* models/synthetic.c and models/llava.c */
+extern const sq_family sq_family_llava;
+/** Fills in what the engine wants to know of a decoder. */
+void sq_llava_describe(squint_model *m);
+
+static inline const sq_llava *sq_llava_of(const squint_session *s) { return s->model->net; }
+static inline sq_llava_state *sq_llava_state_of(const squint_session *s) { return s->state; }
+
+static inline void sq_trace(const squint_session *s, sq_trace_what what, int layer, const void *data, uint32_t rows,
+                            uint32_t cols)
+{
+    if (s->trace) s->trace(s->trace_user, what, layer, data, rows, cols);
+}
+
+#endif

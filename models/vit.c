@@ -1,0 +1,428 @@
+/*
+ * The vision tower: CLIP's ViT (arXiv 2103.00020), with or without a class token, and with or without a stem of
+ * 3x3 convolutions before the patches (arXiv 2106.14881).
+ * SPDX-License-Identifier: MIT
+ */
+#include "models/llava.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_SIDE = 4096, MAX_LAYERS = 512, MAX_CHANNELS = 4096, STEM_KERNEL = 3 };
+
+/* ---- loading ---- */
+
+typedef struct vit_keys {
+    uint32_t image, patch, layers, layers_run;
+    uint32_t strides[SQ_MAX_STEM], stem_stride; /* stem_stride: product of the strides */
+    bool use_gelu, post_ln;
+} vit_keys;
+
+static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
+}
+
+static squint_err read_stem(squint_model *m, sq_vit *vit, vit_keys *keys, squint_msg *msg)
+{
+    static const char name[] = "squint.vision.stem.strides";
+    const sq_gguf_kv *const kv = sq_gguf_find_key(m->file, name);
+    keys->stem_stride = 1;
+    if (!kv) return SQUINT_OK;
+    if (kv->count > SQ_MAX_STEM) return bad_key(m, name, (uint32_t)kv->count, "at most 4 strides", msg);
+    vit->n_stem = (uint32_t)kv->count;
+    const squint_err err = sq_gguf_get_u32s(m->file, name, true, keys->strides, vit->n_stem, msg);
+    if (err) return err;
+    for (uint32_t i = 0; i < vit->n_stem; i++) {
+        if (keys->strides[i] < 1 || keys->strides[i] > 4) return bad_key(m, name, keys->strides[i], "from 1 to 4", msg);
+        keys->stem_stride *= keys->strides[i];
+    }
+    return SQUINT_OK;
+}
+
+static squint_err read_sizes(squint_model *m, sq_vit *vit, vit_keys *keys, squint_msg *msg)
+{
+    const sq_gguf *const g = m->file;
+    squint_err err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.image_size", true, &keys->image, msg))) return err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.patch_size", true, &keys->patch, msg))) return err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.embedding_length", true, &vit->d, msg))) return err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.feed_forward_length", true, &vit->f, msg))) return err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.block_count", true, &keys->layers, msg))) return err;
+    if ((err = sq_gguf_get_u32(g, "clip.vision.attention.head_count", true, &vit->n_heads, msg))) return err;
+    if ((err = sq_gguf_get_f32(g, "clip.vision.attention.layer_norm_epsilon", true, &vit->eps, msg))) return err;
+    if ((err = sq_gguf_get_bool(g, "clip.use_gelu", false, &keys->use_gelu, msg))) return err;
+    if ((err = sq_gguf_get_bool(g, "squint.vision.post_ln", false, &keys->post_ln, msg))) return err;
+    /* A llama.cpp file stores one block more than it counts: what it counts is hidden_states[-2]. */
+    keys->layers_run = keys->layers;
+    if ((err = sq_gguf_get_u32(g, "squint.vision.layers_run", false, &keys->layers_run, msg))) return err;
+    return read_stem(m, vit, keys, msg);
+}
+
+static squint_err check_sizes(const squint_model *m, const sq_vit *vit, const vit_keys *keys, squint_msg *msg)
+{
+    if (keys->image < 1 || keys->image > MAX_SIDE)
+        return bad_key(m, "clip.vision.image_size", keys->image, "from 1 to 4096", msg);
+    if (keys->patch < 1 || keys->patch > keys->image || keys->image % keys->patch)
+        return bad_key(m, "clip.vision.patch_size", keys->patch, "a divisor of clip.vision.image_size", msg);
+    if (keys->patch % keys->stem_stride)
+        return bad_key(m, "squint.vision.stem.strides", keys->stem_stride,
+                       "a product that divides clip.vision.patch_size", msg);
+    if (vit->d < 1 || vit->d > SQ_MAX_K)
+        return bad_key(m, "clip.vision.embedding_length", vit->d, "from 1 to 65536", msg);
+    if (vit->f < 1 || vit->f > SQ_MAX_K)
+        return bad_key(m, "clip.vision.feed_forward_length", vit->f, "from 1 to 65536", msg);
+    if (vit->n_heads < 1 || vit->d % vit->n_heads || vit->d / vit->n_heads > 256)
+        return bad_key(m, "clip.vision.attention.head_count", vit->n_heads,
+                       "a divisor of clip.vision.embedding_length with heads of at most 256", msg);
+    if (keys->layers_run < 1 || keys->layers_run > MAX_LAYERS)
+        return bad_key(m, "squint.vision.layers_run", keys->layers_run, "from 1 to 512", msg);
+    if (!(vit->eps > 0 && vit->eps < 1))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key clip.vision.attention.layer_norm_epsilon is not from 0 to 1",
+                       sq_gguf_path(m->file));
+    return SQUINT_OK;
+}
+
+/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in]. */
+static void reorder_conv(const float *src, float *dst, uint32_t out, uint32_t in, uint32_t taps)
+{
+    for (uint32_t o = 0; o < out; o++, src += (size_t)in * taps, dst += (size_t)in * taps)
+        for (uint32_t c = 0; c < in; c++)
+            for (uint32_t t = 0; t < taps; t++)
+                dst[t * in + c] = src[c * taps + t];
+}
+
+static squint_err load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg)
+{
+    char tensor[64];
+    const uint32_t taps = conv->kernel * conv->kernel;
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
+    if (err) return err;
+    if (!conv->w.f32)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path(m->file),
+                       tensor);
+    float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
+    if (!weights) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), tensor);
+    reorder_conv(conv->w.f32, weights, out, conv->in, taps);
+    conv->w.f32 = weights;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
+}
+
+/* Output channels of a stem convolution are known from its tensor alone. */
+static squint_err stem_channels(const squint_model *m, uint32_t i, uint32_t *out, squint_msg *msg)
+{
+    char name[32];
+    snprintf(name, sizeof name, "v.stem.%u.weight", i);
+    const sq_gguf_tensor *const t = sq_gguf_find(m->file, name);
+    if (!t || t->n_dims != 4 || t->ne[3] > MAX_CHANNELS)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: missing, or not [3, 3, in, out] with out up to %d",
+                       sq_gguf_path(m->file), name, MAX_CHANNELS);
+    *out = (uint32_t)t->ne[3];
+    return SQUINT_OK;
+}
+
+static squint_err load_convs(squint_model *m, sq_vit *vit, const vit_keys *keys, squint_msg *msg)
+{
+    uint32_t side = keys->image, channels = 3;
+    for (uint32_t i = 0; i < vit->n_stem; i++) {
+        sq_conv *const conv = &vit->stem[i];
+        uint32_t out = 0;
+        char name[32];
+        squint_err err = stem_channels(m, i, &out, msg);
+        if (err) return err;
+        *conv = (sq_conv){.in = channels, .kernel = STEM_KERNEL, .stride = keys->strides[i], .pad = 1};
+        conv->side = side = (side + 2 * conv->pad - conv->kernel) / conv->stride + 1;
+        channels = out;
+        snprintf(name, sizeof name, "v.stem.%u", i);
+        if ((err = load_conv(m, name, out, conv, msg))) return err;
+    }
+    const uint32_t kernel = keys->patch / keys->stem_stride;
+    if (side < kernel) return bad_key(m, "clip.vision.patch_size", keys->patch, "within the image", msg);
+    vit->patch = (sq_conv){.in = channels, .kernel = kernel, .stride = kernel, .side = (side - kernel) / kernel + 1};
+    return load_conv(m, "v.patch_embd", vit->d, &vit->patch, msg);
+}
+
+static squint_err load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out,
+                              squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const squint_err err = sq_load_vec(m, tensor, d, required, &out->weight, msg);
+    if (err || !out->weight) return err;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, d, true, &out->bias, msg);
+}
+
+static squint_err load_linear(squint_model *m, uint32_t layer, const char *name, uint32_t n, uint32_t k, sq_mat *w,
+                              const float **bias, squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "v.blk.%u.%s.weight", layer, name);
+    const squint_err err = sq_load_mat(m, tensor, n, k, w, msg);
+    if (err) return err;
+    snprintf(tensor, sizeof tensor, "v.blk.%u.%s.bias", layer, name);
+    return sq_load_vec(m, tensor, n, true, bias, msg);
+}
+
+/* llama.cpp's converter calls fc1 "ffn_down" and fc2 "ffn_up"; some files have it the other way round. */
+static bool fc1_is_called_down(const squint_model *m, uint32_t layer, uint32_t d)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "v.blk.%u.ffn_down.weight", layer);
+    const sq_gguf_tensor *const t = sq_gguf_find(m->file, tensor);
+    sq_panels panels;
+    if (!t) return true;
+    if (!sq_tensor_is_panels(t)) return t->ne[0] == d;
+    return sq_tensor_panels(m->file, t, &panels, NULL) == SQUINT_OK && panels.k == d;
+}
+
+static squint_err load_layer(squint_model *m, const sq_vit *vit, uint32_t l, sq_vit_layer *w, squint_msg *msg)
+{
+    const uint32_t d = vit->d, f = vit->f;
+    const bool down_first = fc1_is_called_down(m, l, d);
+    char name[32];
+    squint_err err;
+    snprintf(name, sizeof name, "v.blk.%u.ln1", l);
+    if ((err = load_affine(m, name, d, true, &w->ln1, msg))) return err;
+    snprintf(name, sizeof name, "v.blk.%u.ln2", l);
+    if ((err = load_affine(m, name, d, true, &w->ln2, msg))) return err;
+    if ((err = load_linear(m, l, "attn_q", d, d, &w->q, &w->q_b, msg))) return err;
+    if ((err = load_linear(m, l, "attn_k", d, d, &w->k, &w->k_b, msg))) return err;
+    if ((err = load_linear(m, l, "attn_v", d, d, &w->v, &w->v_b, msg))) return err;
+    if ((err = load_linear(m, l, "attn_out", d, d, &w->out, &w->out_b, msg))) return err;
+    if ((err = load_linear(m, l, down_first ? "ffn_down" : "ffn_up", f, d, &w->fc1, &w->fc1_b, msg))) return err;
+    return load_linear(m, l, down_first ? "ffn_up" : "ffn_down", d, f, &w->fc2, &w->fc2_b, msg);
+}
+
+static squint_err read_fit(squint_model *m, sq_fit *fit, squint_msg *msg)
+{
+    static const struct {
+        const char *name;
+        sq_fit fit;
+    } types[] = {{"clip_stretch", SQ_FIT_STRETCH}, {"clip_pad", SQ_FIT_PAD}, {"clip_crop", SQ_FIT_CROP}};
+    sq_str type = {"clip_pad", 8};
+    const squint_err err = sq_gguf_get_str(m->file, "squint.vision.type", false, &type, msg);
+    if (err) return err;
+    for (size_t i = 0; i < SQ_COUNT(types); i++)
+        if (sq_str_eq(type, types[i].name)) {
+            *fit = types[i].fit;
+            return SQUINT_OK;
+        }
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
+                   "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad or clip_crop",
+                   sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
+}
+
+static squint_err read_image_rule(squint_model *m, uint32_t size, squint_msg *msg)
+{
+    sq_image_rule *const rule = &m->image_rule;
+    uint32_t color[3] = {122, 116, 104};
+    squint_err err;
+    rule->size = size;
+    if ((err = read_fit(m, &rule->fit, msg))) return err;
+    if ((err = sq_gguf_get_f32s(m->file, "clip.vision.image_mean", true, rule->mean, 3, msg))) return err;
+    if ((err = sq_gguf_get_f32s(m->file, "clip.vision.image_std", true, rule->std, 3, msg))) return err;
+    if ((err = sq_gguf_get_u32s(m->file, "squint.vision.pad_color", false, color, 3, msg))) return err;
+    for (int c = 0; c < 3; c++) {
+        if (!(rule->std[c] > 0) || !isfinite(rule->mean[c]) || !isfinite(rule->std[c]))
+            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key clip.vision.image_std or image_mean is not positive and finite",
+                           sq_gguf_path(m->file));
+        if (color[c] > 255) return bad_key(m, "squint.vision.pad_color", color[c], "from 0 to 255", msg);
+        rule->pad_color[c] = (uint8_t)color[c];
+    }
+    return SQUINT_OK;
+}
+
+squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
+{
+    vit_keys keys = {0};
+    squint_err err;
+    if ((err = read_sizes(m, vit, &keys, msg))) return err;
+    if ((err = check_sizes(m, vit, &keys, msg))) return err;
+    if ((err = read_image_rule(m, keys.image, msg))) return err;
+    if ((err = load_convs(m, vit, &keys, msg))) return err;
+    vit->activation = keys.use_gelu ? SQ_ROW_GELU : SQ_ROW_QUICKGELU;
+    vit->n_layers = keys.layers_run;
+    vit->n_patches = vit->patch.side * vit->patch.side;
+    if ((err = sq_load_vec(m, "v.class_embd", vit->d, false, &vit->class_embd, msg))) return err;
+    vit->n_positions = vit->n_patches + (vit->class_embd ? 1 : 0);
+    if ((err = sq_load_vec(m, "v.position_embd.weight", (size_t)vit->n_positions * vit->d, true, &vit->position_embd, msg)))
+        return err;
+    if ((err = load_affine(m, "v.pre_ln", vit->d, false, &vit->pre_ln, msg))) return err;
+    if (keys.post_ln && (err = load_affine(m, "v.post_ln", vit->d, true, &vit->post_ln, msg))) return err;
+    vit->layers = sq_model_take(m, vit->n_layers, sizeof *vit->layers);
+    if (!vit->layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the tower", sq_gguf_path(m->file));
+    for (uint32_t l = 0; l < vit->n_layers; l++)
+        if ((err = load_layer(m, vit, l, &vit->layers[l], msg))) return err;
+    m->n_vision = vit->n_patches;
+    return SQUINT_OK;
+}
+
+/* ---- planning ---- */
+
+static size_t map_floats(const sq_conv *conv) { return (size_t)conv->side * conv->side * conv->w.n; }
+static size_t patch_floats(const sq_conv *conv) { return (size_t)conv->side * conv->side * conv->w.k; }
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+
+void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+{
+    const sq_vit *const vit = &net->vit;
+    const size_t side = s->model->image_rule.size;
+    size_t map = side * side * 3, patches = patch_floats(&vit->patch);
+    for (uint32_t i = 0; i < vit->n_stem; i++) {
+        map = max_size(map, map_floats(&vit->stem[i]));
+        patches = max_size(patches, patch_floats(&vit->stem[i]));
+    }
+    state->map[0] = sq_take(arena, map, sizeof(float));
+    state->map[1] = sq_take(arena, map, sizeof(float));
+    state->patches = sq_take(arena, patches, sizeof(float));
+    state->vit_x = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
+    state->vit_qkv = sq_take(arena, vit->n_positions, (size_t)vit->d * 3 * sizeof(float));
+    state->vit_attn = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
+    state->vit_mlp = sq_take(arena, vit->n_positions, max_size(vit->f, net->projector.hidden) * sizeof(float));
+}
+
+/* ---- running ---- */
+
+/* [3][side][side] to [side][side][3] */
+static void pixels_to_map(const float *pixels, float *map, size_t side)
+{
+    for (size_t i = 0; i < side * side; i++)
+        for (size_t c = 0; c < 3; c++)
+            map[i * 3 + c] = pixels[c * side * side + i];
+}
+
+typedef struct patch_job {
+    const sq_conv *conv;
+    const float *map; /* [side][side][conv->in] */
+    uint32_t side;
+    float *patches; /* [conv->side * conv->side][kernel * kernel * in] */
+} patch_job;
+
+/* The rows of a convolution's input for one row of its output; zeros outside the map. */
+static void gather_patches(void *ctx, unsigned out_y, unsigned worker)
+{
+    (void)worker;
+    const patch_job *const job = ctx;
+    const sq_conv *const c = job->conv;
+    const size_t bytes = c->in * sizeof(float);
+    float *dst = job->patches + (size_t)out_y * c->side * c->w.k;
+    for (uint32_t out_x = 0; out_x < c->side; out_x++)
+        for (uint32_t ky = 0; ky < c->kernel; ky++)
+            for (uint32_t kx = 0; kx < c->kernel; kx++, dst += c->in) {
+                /* Above and left of the map the unsigned difference wraps far past its side. */
+                const uint32_t y = out_y * c->stride + ky - c->pad, x = out_x * c->stride + kx - c->pad;
+                if (y < job->side && x < job->side)
+                    memcpy(dst, job->map + ((size_t)y * job->side + x) * c->in, bytes);
+                else
+                    memset(dst, 0, bytes);
+            }
+}
+
+static void convolve(squint_session *s, const sq_conv *conv, const float *map, uint32_t side, float *out)
+{
+    float *const patches = sq_llava_state_of(s)->patches;
+    patch_job job = {conv, map, side, patches};
+    sq_pool_run(s->pool, conv->side, gather_patches, &job);
+    const sq_rows_in in = {.x = patches, .ldx = conv->w.k, .k = conv->w.k, .op = SQ_ROW_COPY};
+    const sq_gemm_out store = {.c = out, .ldc = conv->w.n, .bias = conv->bias};
+    sq_project(&s->compute, &in, conv->side * conv->side, (const sq_mat *const[]){&conv->w}, &store, 1);
+}
+
+static void relu(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = x[i] > 0 ? x[i] : 0;
+}
+
+static void normalise_rows(const squint_session *s, const sq_vit *vit, const sq_affine *ln, float *rows)
+{
+    float *const row = sq_llava_state_of(s)->vit_attn;
+    const sq_rows_in in = {.k = vit->d, .op = SQ_ROW_LAYERNORM, .weight = ln->weight, .bias = ln->bias, .eps = vit->eps};
+    for (uint32_t i = 0; i < vit->n_positions; i++, rows += vit->d) {
+        s->model->kernels->row(&in, rows, row);
+        memcpy(rows, row, vit->d * sizeof *rows);
+    }
+}
+
+/* Pixels to the sequence before layer 0. */
+static void embed(squint_session *s, const sq_vit *vit)
+{
+    sq_llava_state *const state = sq_llava_state_of(s);
+    uint32_t side = s->model->image_rule.size;
+    unsigned from = 0;
+    pixels_to_map(s->pixels, state->map[0], side);
+    for (uint32_t i = 0; i < vit->n_stem; i++, from ^= 1) {
+        convolve(s, &vit->stem[i], state->map[from], side, state->map[from ^ 1]);
+        relu(state->map[from ^ 1], map_floats(&vit->stem[i]));
+        side = vit->stem[i].side;
+    }
+    float *const x = state->vit_x;
+    if (vit->class_embd) memcpy(x, vit->class_embd, vit->d * sizeof *x);
+    convolve(s, &vit->patch, state->map[from], side, x + (size_t)(vit->n_positions - vit->n_patches) * vit->d);
+    for (size_t i = 0; i < (size_t)vit->n_positions * vit->d; i++)
+        x[i] += vit->position_embd[i];
+    if (vit->pre_ln.weight) normalise_rows(s, vit, &vit->pre_ln, x);
+}
+
+static void attention_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer *w)
+{
+    sq_llava_state *const state = sq_llava_state_of(s);
+    const uint32_t n = vit->n_positions, d = vit->d, head_dim = d / vit->n_heads;
+    const size_t ld = (size_t)d * 3;
+    float *const qkv = state->vit_qkv;
+    const sq_rows_in in = {.x = state->vit_x, .ldx = d, .k = d, .op = SQ_ROW_LAYERNORM, .weight = w->ln1.weight,
+                           .bias = w->ln1.bias, .eps = vit->eps};
+    const sq_gemm_out out[] = {{.c = qkv, .ldc = ld, .bias = w->q_b},
+                               {.c = qkv + d, .ldc = ld, .bias = w->k_b},
+                               {.c = qkv + 2 * (size_t)d, .ldc = ld, .bias = w->v_b}};
+    sq_project(&s->compute, &in, n, (const sq_mat *const[]){&w->q, &w->k, &w->v}, out, 3);
+
+    const sq_heads heads = {
+        .attn = {.q = qkv, .ldq = ld, .k = qkv + d, .v = qkv + 2 * (size_t)d, .ldkv = ld, .kv_type = SQ_KV_F32,
+                 .n_q = n, .n_kv = n, .head_dim = head_dim, .scale = 1.0f / sqrtf((float)head_dim),
+                 .out = state->vit_attn, .ldo = d},
+        .n_heads = vit->n_heads,
+        .n_kv_heads = vit->n_heads,
+        .kv_head_bytes = head_dim * sizeof(float),
+    };
+    sq_attend(&s->compute, &heads);
+
+    const sq_rows_in attended = {.x = state->vit_attn, .ldx = d, .k = d, .op = SQ_ROW_COPY};
+    const sq_gemm_out residual = {.c = state->vit_x, .ldc = d, .bias = w->out_b, .add = true};
+    sq_project(&s->compute, &attended, n, (const sq_mat *const[]){&w->out}, &residual, 1);
+}
+
+static void mlp_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer *w)
+{
+    sq_llava_state *const state = sq_llava_state_of(s);
+    const uint32_t n = vit->n_positions, d = vit->d;
+    const sq_rows_in in = {.x = state->vit_x, .ldx = d, .k = d, .op = SQ_ROW_LAYERNORM, .weight = w->ln2.weight,
+                           .bias = w->ln2.bias, .eps = vit->eps};
+    const sq_gemm_out hidden = {.c = state->vit_mlp, .ldc = vit->f, .bias = w->fc1_b};
+    sq_project(&s->compute, &in, n, (const sq_mat *const[]){&w->fc1}, &hidden, 1);
+
+    const sq_rows_in activated = {.x = state->vit_mlp, .ldx = vit->f, .k = vit->f, .op = vit->activation};
+    const sq_gemm_out residual = {.c = state->vit_x, .ldc = d, .bias = w->fc2_b, .add = true};
+    sq_project(&s->compute, &activated, n, (const sq_mat *const[]){&w->fc2}, &residual, 1);
+}
+
+squint_err sq_vit_forward(squint_session *s, squint_msg *msg)
+{
+    const sq_vit *const vit = &sq_llava_of(s)->vit;
+    sq_llava_state *const state = sq_llava_state_of(s);
+    embed(s, vit);
+    for (uint32_t l = 0; l < vit->n_layers; l++) {
+        attention_branch(s, vit, &vit->layers[l]);
+        mlp_branch(s, vit, &vit->layers[l]);
+        if (sq_session_stopped(s, SQUINT_STAGE_TOWER, l + 1, vit->n_layers))
+            return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+    }
+    if (vit->post_ln.weight) normalise_rows(s, vit, &vit->post_ln, state->vit_x);
+    const uint32_t first = vit->n_positions - vit->n_patches; /* the class token stays behind */
+    sq_trace(s, SQ_TRACE_TOWER, -1, state->vit_x + (size_t)first * vit->d, vit->n_patches, vit->d);
+    return SQUINT_OK;
+}

@@ -1,0 +1,292 @@
+/*
+ * Captions: a picture in, text out.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/engine.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- text as it grows ---- */
+
+/*
+ * Tokens give bytes; a reader gets whole characters. s->text holds the finished text, then bytes whose
+ * character or whose right to stay is open: an unfinished UTF-8 sequence, or white space that only counts when
+ * something follows it.
+ */
+typedef struct text_out {
+    squint_session *s;
+    const squint_caption_options *options;
+    size_t len;     /* bytes in s->text */
+    size_t sent;    /* bytes given to on_text */
+    char open[4];   /* bytes of an unfinished sequence */
+    unsigned n_open;
+    bool stopped;   /* on_text returned false */
+} text_out;
+
+static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+/* Length of a sequence that starts with byte b; 0 when none does. */
+static unsigned sequence_length(unsigned char b)
+{
+    if (b < 0x80) return 1;
+    if (b >= 0xC2 && b < 0xE0) return 2;
+    if (b >= 0xE0 && b < 0xF0) return 3;
+    if (b >= 0xF0 && b < 0xF5) return 4;
+    return 0;
+}
+
+/* Can `second` follow `first`? Rules out overlong forms, surrogates and what lies past U+10FFFF. */
+static bool may_follow(unsigned char first, unsigned char second)
+{
+    switch (first) {
+    case 0xE0: return second >= 0xA0 && second <= 0xBF;
+    case 0xED: return second >= 0x80 && second <= 0x9F;
+    case 0xF0: return second >= 0x90 && second <= 0xBF;
+    case 0xF4: return second >= 0x80 && second <= 0x8F;
+    default: return second >= 0x80 && second <= 0xBF;
+    }
+}
+
+static void append(text_out *t, const char *bytes, size_t n)
+{
+    if (!t->len)
+        while (n && is_space(*bytes)) {
+            bytes++;
+            n--;
+        }
+    memcpy(t->s->text + t->len, bytes, n);
+    t->len += n;
+}
+
+static void append_replacement(text_out *t)
+{
+    append(t, "\xEF\xBF\xBD", 3);
+    t->n_open = 0;
+}
+
+static void append_byte(text_out *t, char c)
+{
+    const unsigned char b = (unsigned char)c;
+    if (t->n_open) {
+        const unsigned char first = (unsigned char)t->open[0];
+        const bool fits = t->n_open == 1 ? may_follow(first, b) : (b & 0xC0) == 0x80;
+        if (fits) {
+            t->open[t->n_open++] = c;
+            if (t->n_open == sequence_length(first)) {
+                append(t, t->open, t->n_open);
+                t->n_open = 0;
+            }
+            return;
+        }
+        append_replacement(t);
+    }
+    const unsigned length = sequence_length(b);
+    if (length == 1)
+        append(t, &c, 1);
+    else if (length)
+        t->open[t->n_open++] = c;
+    else
+        append_replacement(t);
+}
+
+/* Everything up to the last character that is not white space. */
+static void send(text_out *t)
+{
+    size_t end = t->len;
+    while (end > t->sent && is_space(t->s->text[end - 1]))
+        end--;
+    if (end == t->sent) return;
+    if (t->options->on_text && !t->options->on_text(t->options->user, t->s->text + t->sent, end - t->sent))
+        t->stopped = true;
+    t->sent = end;
+}
+
+static void append_token(text_out *t, uint32_t id)
+{
+    const size_t n = sq_detokenize(t->s->model->tokenizer, id, t->s->piece, t->s->piece_bytes);
+    for (size_t i = 0; i < n; i++)
+        append_byte(t, t->s->piece[i]);
+    send(t);
+}
+
+static void finish_text(text_out *t)
+{
+    if (t->n_open) append_replacement(t);
+    send(t);
+    t->len = t->sent;
+    t->s->text[t->len] = '\0';
+}
+
+/* ---- stages ---- */
+
+static squint_err check_caption_options(const squint_caption_options *o, squint_msg *msg)
+{
+    if (!(o->temperature >= 0) || isinf(o->temperature))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "temperature: %g is not 0 or more", (double)o->temperature);
+    if (!(o->top_p >= 0 && o->top_p <= 1))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "top_p: %g is not from 0 to 1", (double)o->top_p);
+    if (!(o->min_p >= 0 && o->min_p <= 1))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "min_p: %g is not from 0 to 1", (double)o->min_p);
+    return SQUINT_OK;
+}
+
+/* Ids of the prompt, the image's place filled with as many image tokens as there are vision tokens. */
+static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *n_ids, squint_msg *msg)
+{
+    const squint_model *const m = s->model;
+    if (prompt && strlen(prompt) > s->options.max_prompt)
+        return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu bytes; this session takes %u", strlen(prompt),
+                       s->options.max_prompt);
+    size_t n = 0;
+    const squint_err err = sq_prompt_ids(m->tokenizer, m->template_name, prompt, s->token_scratch,
+                                         s->token_scratch_bytes, s->ids, s->limits.max_rows, &n, msg);
+    if (err) return err;
+    const size_t expanded = n - 1 + m->n_vision;
+    const uint32_t limit = m->max_expanded && m->max_expanded < s->limits.max_rows ? m->max_expanded : s->limits.max_rows;
+    if (expanded > limit)
+        return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens with the image's; the model takes %u", expanded,
+                       limit);
+    size_t image = 0;
+    while (s->ids[image] != SQ_IMAGE_TOKEN)
+        image++;
+    memmove(s->ids + image + m->n_vision, s->ids + image + 1, (n - image - 1) * sizeof *s->ids);
+    for (uint32_t i = 0; i < m->n_vision; i++)
+        s->ids[image + i] = SQ_IMAGE_TOKEN;
+    *n_ids = (uint32_t)expanded;
+    return SQUINT_OK;
+}
+
+static squint_err generate(squint_session *s, text_out *t, sq_sampler *sampler, unsigned max_tokens,
+                           squint_result *r, squint_msg *msg)
+{
+    const squint_model *const m = s->model;
+    const uint32_t eos = sq_tokenizer_eos(m->tokenizer);
+    r->finish = SQUINT_FINISH_LENGTH;
+    while (r->n_tokens < max_tokens) {
+        const uint32_t id = sq_sample(sampler, s->logits, m->n_vocab, s->candidates);
+        if (id == eos) {
+            r->finish = SQUINT_FINISH_STOP;
+            return SQUINT_OK;
+        }
+        s->tokens[r->n_tokens++] = id;
+        append_token(t, id);
+        if (sq_session_stopped(s, SQUINT_STAGE_DECODE, r->n_tokens, max_tokens) || t->stopped)
+            return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+        if (r->n_tokens == max_tokens || s->n_past == s->limits.max_tokens) return SQUINT_OK;
+        const squint_err err = sq_session_forward(s, &id, 1, 1, msg);
+        if (err) return err;
+    }
+    return SQUINT_OK;
+}
+
+static double lap(double *since)
+{
+    const double now = sq_now_ms(), ms = now - *since;
+    *since = now;
+    return ms;
+}
+
+static void fill_result(const squint_session *s, squint_result *r)
+{
+    r->text = s->text;
+    r->tokens = s->tokens;
+    r->n_layers = s->model->n_layers;
+    r->n_vision_tokens = s->model->n_vision;
+    r->kept = s->kept;
+    r->kv_bytes = sq_session_kv_bytes(s);
+}
+
+static squint_err caption(squint_session *s, const squint_caption_options *o, squint_result *r, squint_msg *msg)
+{
+    double clock = sq_now_ms();
+    squint_err err;
+    uint32_t n_ids = 0;
+    text_out text = {.s = s, .options = o};
+    sq_sampler sampler = {.temperature = o->temperature, .top_k = o->top_k, .top_p = o->top_p, .min_p = o->min_p};
+    sq_sampler_seed(&sampler, o->seed);
+    unsigned max_tokens = o->max_tokens ? o->max_tokens : s->options.max_tokens;
+    if (max_tokens > s->options.max_tokens) max_tokens = s->options.max_tokens;
+
+    sq_session_reset(s);
+    s->text[0] = '\0';
+    if ((err = build_prompt(s, o->prompt, &n_ids, msg))) return err;
+    r->n_prompt_tokens = n_ids;
+    if ((err = sq_session_encode(s, msg))) return err;
+    r->stage_ms[SQUINT_STAGE_TOWER] = lap(&clock);
+    if ((err = sq_session_forward(s, s->ids, n_ids, 1, msg))) return err;
+    r->stage_ms[SQUINT_STAGE_PREFILL] = lap(&clock);
+    r->prefill_macs = s->macs;
+    r->prefill_macs_dense = s->macs_dense;
+    err = generate(s, &text, &sampler, max_tokens, r, msg);
+    r->stage_ms[SQUINT_STAGE_DECODE] = lap(&clock);
+    finish_text(&text);
+    fill_result(s, r);
+    return err;
+}
+
+/* What a session may not do twice at once is set up here and taken down again. */
+static squint_err caption_pixels(squint_session *s, const sq_image *image, size_t stride, double started,
+                                 const squint_caption_options *options, squint_result *r, squint_msg *msg)
+{
+    static const squint_caption_options defaults;
+    if (!options) options = &defaults;
+    atomic_store(&s->cancel, false);
+    s->on_progress = options->on_progress;
+    s->progress_user = options->user;
+    squint_err err = check_caption_options(options, msg);
+    if (!err) err = sq_session_picture(s, image->rgb, image->w, image->h, stride, msg);
+    if (!err && sq_session_stopped(s, SQUINT_STAGE_IMAGE, 1, 1)) err = sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+    r->stage_ms[SQUINT_STAGE_IMAGE] = sq_now_ms() - started;
+    if (!err) err = caption(s, options, r, msg);
+    s->on_progress = NULL;
+    return err;
+}
+
+static squint_err no_tokenizer(const squint_session *s, squint_msg *msg)
+{
+    if (s->model->tokenizer) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no tokenizer");
+}
+
+squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsigned width, unsigned height,
+                              size_t stride, const squint_caption_options *options, squint_result *result,
+                              squint_msg *msg)
+{
+    *result = (squint_result){.text = ""};
+    squint_err err = no_tokenizer(session, msg);
+    if (err) return err;
+    if (!width || !height || width > SQ_IMAGE_MAX_SIDE || height > SQ_IMAGE_MAX_SIDE || stride / 3 < width)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height, stride);
+    /* Pixels are only read; sq_image owns them in the other two entries. */
+    const sq_image image = {.rgb = (uint8_t *)(uintptr_t)rgb, .w = width, .h = height};
+    return caption_pixels(session, &image, stride, sq_now_ms(), options, result, msg);
+}
+
+squint_err squint_caption_memory(squint_session *session, const void *data, size_t size,
+                                 const squint_caption_options *options, squint_result *result, squint_msg *msg)
+{
+    const double started = sq_now_ms();
+    *result = (squint_result){.text = ""};
+    sq_image image;
+    squint_err err = no_tokenizer(session, msg);
+    if (!err) err = sq_image_decode(&image, "image in memory", data, size, &session->alloc, msg);
+    if (err) return err;
+    err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);
+    sq_image_free(&image, &session->alloc);
+    return err;
+}
+
+squint_err squint_caption_file(squint_session *session, const char *path, const squint_caption_options *options,
+                               squint_result *result, squint_msg *msg)
+{
+    const double started = sq_now_ms();
+    *result = (squint_result){.text = ""};
+    sq_image image;
+    squint_err err = no_tokenizer(session, msg);
+    if (!err) err = sq_image_read(&image, path, &session->alloc, msg);
+    if (err) return err;
+    err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);
+    sq_image_free(&image, &session->alloc);
+    return err;
+}

@@ -1,0 +1,243 @@
+/*
+ * Matrix products of a session: int8 activations against panels, or floats against floats.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/engine.h"
+
+#include "config.h"
+
+#include <string.h>
+
+#if SQ_HAVE_OPENBLAS
+#include <cblas.h>
+#endif
+
+enum {
+    MAX_MATS = 4,
+    F32_ROWS = 256, /* a float tile: rows x output channels, small enough for L2 */
+    F32_COLS = 64,
+    ATTEND_ROWS = 64, /* query rows of one attention chunk */
+};
+
+static uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+
+void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_t max_m, uint32_t max_k,
+                     uint32_t min_group, bool any_f32)
+{
+    const uint32_t mr = c->kernels->mr;
+    const size_t rows = (size_t)ceil_div(max_m, mr) * mr;
+    const size_t groups = ceil_div(max_k, min_group);
+    c->acts = (sq_acts){.mr = mr};
+    c->acts.q = sq_take(arena, rows, sq_round_up(max_k, SQ_PANEL_K));
+    c->acts.scale = sq_take(arena, rows, groups * sizeof(float));
+    c->acts.sum = sq_take(arena, rows, groups * sizeof(int32_t));
+    c->rows_f32 = any_f32 ? sq_take(arena, max_m, max_k * sizeof(float)) : NULL;
+    c->scratch_floats = max_size(max_k, any_f32 ? F32_ROWS * F32_COLS : 0);
+    c->scratch_floats = (c->scratch_floats + 15) / 16 * 16; /* workers never share a cache line */
+    c->scratch = sq_take(arena, n_threads, c->scratch_floats * sizeof(float));
+}
+
+/* The matrices of one call that read the same activations. */
+typedef struct product {
+    sq_compute *c;
+    const sq_rows_in *in;
+    uint32_t m;
+    unsigned n_mats;
+    const sq_mat *w[MAX_MATS];
+    const sq_gemm_out *out[MAX_MATS];
+    uint32_t per_chunk;           /* panels, or rows of tiles */
+    uint32_t end_chunk[MAX_MATS]; /* one past the last chunk of each matrix */
+    const float *x;               /* [m][k] of a float product */
+} product;
+
+static float *worker_scratch(const sq_compute *c, unsigned worker) { return c->scratch + worker * c->scratch_floats; }
+
+static unsigned mat_of_chunk(const product *p, uint32_t *chunk)
+{
+    unsigned i = 0;
+    while (*chunk >= p->end_chunk[i])
+        i++;
+    if (i) *chunk -= p->end_chunk[i - 1];
+    return i;
+}
+
+/* ---- int8 ---- */
+
+static void pack_chunk(void *ctx, unsigned chunk, unsigned worker)
+{
+    const product *const p = ctx;
+    p->c->kernels->rows_pack(p->in, &p->c->acts, chunk, 1, worker_scratch(p->c, worker));
+}
+
+static void gemm_chunk(void *ctx, unsigned chunk_index, unsigned worker)
+{
+    (void)worker;
+    const product *const p = ctx;
+    uint32_t chunk = chunk_index;
+    const unsigned i = mat_of_chunk(p, &chunk);
+    const sq_panels *const w = &p->w[i]->panels;
+    const uint32_t first = chunk * p->per_chunk;
+    const uint32_t n = min_u32(p->per_chunk, (uint32_t)sq_panel_count(w) - first);
+    sq_kernels_gemm(p->c->kernels, w)(w, first, n, &p->c->acts, p->out[i]);
+}
+
+/* Enough chunks for threads to even out, each long enough to be worth its counter. */
+static uint32_t panels_per_chunk(uint32_t panels, unsigned threads)
+{
+    const uint32_t per = panels / (threads * 8);
+    return per < 1 ? 1 : min_u32(per, 8);
+}
+
+static void run_panels(product *p)
+{
+    sq_compute *const c = p->c;
+    c->acts.m = p->m;
+    c->acts.k = p->in->k;
+    c->acts.group = sq_panels_act_group(&p->w[0]->panels);
+    sq_pool_run(c->pool, sq_acts_tiles(&c->acts), pack_chunk, p);
+
+    uint32_t panels = 0, chunks = 0;
+    for (unsigned i = 0; i < p->n_mats; i++)
+        panels += (uint32_t)sq_panel_count(&p->w[i]->panels);
+    p->per_chunk = panels_per_chunk(panels, sq_pool_threads(c->pool));
+    for (unsigned i = 0; i < p->n_mats; i++) {
+        chunks += ceil_div((uint32_t)sq_panel_count(&p->w[i]->panels), p->per_chunk);
+        p->end_chunk[i] = chunks;
+    }
+    sq_pool_run(c->pool, chunks, gemm_chunk, p);
+}
+
+/* ---- float ---- */
+
+static const float *source_row(const sq_rows_in *in, uint32_t i)
+{
+    return in->x + (in->rows ? in->rows[i] : i) * in->ldx;
+}
+
+static void row_chunk(void *ctx, unsigned chunk, unsigned worker)
+{
+    (void)worker;
+    const product *const p = ctx;
+    const uint32_t k = p->in->k;
+    p->c->kernels->row(p->in, source_row(p->in, chunk), p->c->rows_f32 + (size_t)chunk * k);
+}
+
+/* y[m][F32_COLS] = x W^T for n rows of W. */
+static void multiply_f32(const sq_kernels *kernels, const float *x, const float *w, uint32_t m, uint32_t n, uint32_t k,
+                         float *y)
+{
+#if SQ_HAVE_OPENBLAS
+    (void)kernels;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1.0f, x, (int)k, w, (int)k, 0.0f, y,
+                F32_COLS);
+#else
+    for (uint32_t i = 0; i < m; i++)
+        for (uint32_t j = 0; j < n; j++)
+            y[(size_t)i * F32_COLS + j] = kernels->dot(x + (size_t)i * k, w + (size_t)j * k, k);
+#endif
+}
+
+static void store_f32(const sq_gemm_out *out, const float *y, uint32_t row0, uint32_t m, uint32_t col0, uint32_t n)
+{
+    for (uint32_t i = 0; i < m; i++, y += F32_COLS) {
+        const uint32_t row = out->rows ? out->rows[row0 + i] : row0 + i;
+        const float weight = out->row_weight ? out->row_weight[row0 + i] : 1.0f;
+        float *const c = out->c + row * out->ldc + col0;
+        for (uint32_t j = 0; j < n; j++) {
+            const float t = weight * (y[j] + (out->bias ? out->bias[col0 + j] : 0.0f));
+            c[j] = out->add ? c[j] + t : t;
+        }
+    }
+}
+
+static void f32_chunk(void *ctx, unsigned chunk_index, unsigned worker)
+{
+    const product *const p = ctx;
+    uint32_t chunk = chunk_index;
+    const unsigned i = mat_of_chunk(p, &chunk);
+    const uint32_t tiles = p->per_chunk, k = p->in->k;
+    const uint32_t row0 = chunk % tiles * F32_ROWS, col0 = chunk / tiles * F32_COLS;
+    const uint32_t m = min_u32(F32_ROWS, p->m - row0), n = min_u32(F32_COLS, p->w[i]->n - col0);
+    float *const y = worker_scratch(p->c, worker);
+    multiply_f32(p->c->kernels, p->x + (size_t)row0 * k, p->w[i]->f32 + (size_t)col0 * k, m, n, k, y);
+    store_f32(p->out[i], y, row0, m, col0, n);
+}
+
+static void run_f32(product *p)
+{
+#if SQ_HAVE_OPENBLAS
+    openblas_set_num_threads(1); /* the pool is the only source of threads */
+#endif
+    const sq_rows_in *const in = p->in;
+    const bool as_it_lies = in->op == SQ_ROW_COPY && !in->rows && in->ldx == in->k;
+    p->x = as_it_lies ? in->x : p->c->rows_f32;
+    if (!as_it_lies) sq_pool_run(p->c->pool, p->m, row_chunk, p);
+    p->per_chunk = ceil_div(p->m, F32_ROWS);
+    uint32_t chunks = 0;
+    for (unsigned i = 0; i < p->n_mats; i++)
+        p->end_chunk[i] = chunks += p->per_chunk * ceil_div(p->w[i]->n, F32_COLS);
+    sq_pool_run(p->c->pool, chunks, f32_chunk, p);
+}
+
+static bool same_activations(const sq_mat *a, const sq_mat *b)
+{
+    if (a->f32 || b->f32) return a->f32 && b->f32;
+    return sq_panels_act_group(&a->panels) == sq_panels_act_group(&b->panels);
+}
+
+void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *const *w, const sq_gemm_out *out,
+                unsigned n_mats)
+{
+    assert(n_mats <= MAX_MATS);
+    bool done[MAX_MATS] = {false};
+    if (!m) return;
+    for (unsigned i = 0; i < n_mats; i++) {
+        if (done[i]) continue;
+        product p = {.c = c, .in = in, .m = m};
+        for (unsigned j = i; j < n_mats; j++) {
+            if (done[j] || !same_activations(w[i], w[j])) continue;
+            p.w[p.n_mats] = w[j];
+            p.out[p.n_mats++] = &out[j];
+            done[j] = true;
+        }
+        if (w[i]->f32)
+            run_f32(&p);
+        else
+            run_panels(&p);
+    }
+}
+
+/* ---- attention ---- */
+
+typedef struct attend_job {
+    const sq_compute *c;
+    const sq_heads *heads;
+    uint32_t n_blocks;
+} attend_job;
+
+static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
+{
+    (void)worker;
+    const attend_job *const job = ctx;
+    const sq_heads *const heads = job->heads;
+    /* Late query rows see the most keys: they go first, so that no thread ends with the longest. */
+    const uint32_t block = job->n_blocks - 1 - chunk / heads->n_heads, head = chunk % heads->n_heads;
+    const size_t kv = (size_t)(head * heads->n_kv_heads / heads->n_heads) * heads->kv_head_bytes;
+    const uint32_t row0 = block * ATTEND_ROWS;
+    sq_attn a = heads->attn;
+    a.q += row0 * a.ldq + (size_t)head * a.head_dim;
+    a.out += row0 * a.ldo + (size_t)head * a.head_dim;
+    a.k = (const uint8_t *)a.k + kv;
+    a.v = (const uint8_t *)a.v + kv;
+    a.n_q = min_u32(ATTEND_ROWS, a.n_q - row0);
+    if (a.causal) a.first_kv += row0;
+    job->c->kernels->attention(&a);
+}
+
+void sq_attend(sq_compute *c, const sq_heads *heads)
+{
+    attend_job job = {c, heads, ceil_div(heads->attn.n_q, ATTEND_ROWS)};
+    sq_pool_run(c->pool, job.n_blocks * heads->n_heads, attend_chunk, &job);
+}

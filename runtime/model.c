@@ -1,0 +1,285 @@
+/*
+ * Opening and closing models, and reading weights.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/engine.h"
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+const char *squint_version(void) { return SQ_VERSION; }
+
+const char *squint_model_isa(const squint_model *model) { return model->kernels->isa; }
+
+/* ---- memory that lives as long as the model ---- */
+
+struct sq_owned {
+    sq_owned *next;
+    size_t bytes; /* of the whole allocation */
+};
+
+enum { ALIGN = 64 };
+
+void *sq_model_take(squint_model *m, size_t n, size_t size)
+{
+    size_t bytes;
+    if (!sq_mul(n, size, &bytes) || !sq_add(bytes, sizeof(sq_owned) + ALIGN, &bytes)) return NULL;
+    sq_owned *const block = sq_alloc(&m->alloc, bytes);
+    if (!block) return NULL;
+    memset(block, 0, bytes);
+    *block = (sq_owned){m->owned, bytes};
+    m->owned = block;
+    const uintptr_t start = (uintptr_t)(block + 1);
+    return (uint8_t *)(block + 1) + (ALIGN - start % ALIGN) % ALIGN;
+}
+
+static void free_owned(squint_model *m)
+{
+    while (m->owned) {
+        sq_owned *const block = m->owned;
+        m->owned = block->next;
+        sq_free(&m->alloc, block, block->bytes);
+    }
+}
+
+/* ---- opening ---- */
+
+static squint_err choose_kernels(squint_model *m, const char *isa, squint_msg *msg)
+{
+    const char *const from_env = getenv("SQUINT_ISA");
+    if (!isa && from_env && *from_env) isa = from_env;
+    m->kernels = sq_kernels_get(isa);
+    if (m->kernels) return SQUINT_OK;
+    char names[128] = "auto";
+    for (const char *const *name = sq_kernels_names(); *name; name++) {
+        const size_t used = strlen(names);
+        if (used + strlen(*name) + 3 > sizeof names) break;
+        strcat(strcat(names, ", "), *name);
+    }
+    return sq_fail(msg, SQUINT_ERR_ARGUMENT, "instruction set \"%s\" is not one that runs here (%s)", isa, names);
+}
+
+static squint_err choose_family(squint_model *m, squint_msg *msg)
+{
+    for (const sq_family *const *f = sq_families; *f; f++)
+        if ((*f)->matches(m->file)) {
+            m->family = *f;
+            return SQUINT_OK;
+        }
+    sq_str arch = {"(none)", 6};
+    if (sq_gguf_get_str(m->file, "general.architecture", false, &arch, msg)) return SQUINT_ERR_FORMAT;
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
+                   "%s: key general.architecture: \"%.*s\" is not a kind of model that squint runs (llama)",
+                   sq_gguf_path(m->file), (int)(arch.len < 64 ? arch.len : 64), arch.s);
+}
+
+static squint_err read_template(squint_model *m, squint_msg *msg)
+{
+    m->template_name = (sq_str){"vicuna_v1", 9};
+    const squint_err err = sq_gguf_get_str(m->file, "squint.chat.template", false, &m->template_name, msg);
+    if (err) return err;
+    if (sq_prompt_known(m->template_name)) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key squint.chat.template: \"%.*s\" is not a template that squint knows",
+                   sq_gguf_path(m->file), (int)(m->template_name.len < 64 ? m->template_name.len : 64),
+                   m->template_name.s);
+}
+
+static squint_err load(squint_model *m, squint_msg *msg)
+{
+    squint_err err;
+    if ((err = choose_family(m, msg))) return err;
+    if ((err = m->family->load(m, msg))) return err;
+    if ((err = sq_tokenizer_open(&m->tokenizer, m->file, &m->alloc, msg))) return err;
+    if (sq_tokenizer_size(m->tokenizer) != m->n_vocab)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key tokenizer.ggml.tokens: %u pieces for %u rows of token_embd.weight",
+                       sq_gguf_path(m->file), sq_tokenizer_size(m->tokenizer), m->n_vocab);
+    return read_template(m, msg);
+}
+
+static squint_err open_model(squint_model **out, const char *path, const void *data, size_t size,
+                             const squint_model_options *options, squint_msg *msg)
+{
+    static const squint_model_options defaults;
+    if (!options) options = &defaults;
+    *out = NULL;
+    const squint_allocator alloc = sq_allocator_or_default(&options->allocator);
+    squint_model *m = sq_alloc(&alloc, sizeof *m);
+    if (!m) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a model");
+    *m = (squint_model){.alloc = alloc};
+
+    squint_err err = choose_kernels(m, options->isa, msg);
+    if (!err)
+        err = data ? sq_gguf_open_memory(&m->file, path, data, size, &m->alloc, msg)
+                   : sq_gguf_open(&m->file, path, &m->alloc, msg);
+    if (!err) err = load(m, msg);
+    if (err)
+        squint_model_close(&m);
+    else
+        *out = m;
+    return err;
+}
+
+squint_err squint_model_open(squint_model **out, const char *path, const squint_model_options *options, squint_msg *msg)
+{
+    return open_model(out, path, NULL, 0, options, msg);
+}
+
+squint_err squint_model_open_memory(squint_model **out, const void *data, size_t size,
+                                    const squint_model_options *options, squint_msg *msg)
+{
+    return open_model(out, "model in memory", data, size, options, msg);
+}
+
+void squint_model_close(squint_model **model)
+{
+    squint_model *const m = *model;
+    if (!m) return;
+    sq_tokenizer_close(&m->tokenizer);
+    free_owned(m);
+    sq_gguf_close(&m->file);
+    const squint_allocator a = m->alloc;
+    sq_free(&a, m, sizeof *m);
+    *model = NULL;
+}
+
+/* ---- weights ---- */
+
+static squint_err no_memory(const squint_model *m, const char *name, squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), name);
+}
+
+static squint_err bad_shape(const squint_model *m, const sq_gguf_tensor *t, const char *name, uint32_t n, uint32_t k,
+                            squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: shape [%llu, %llu, %llu, %llu] where [%u, %u] is needed",
+                   sq_gguf_path(m->file), name, t->file_pos, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+                   (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], k, n);
+}
+
+/* Are the first dimensions k together, and the others n? */
+static bool splits_into(const sq_gguf_tensor *t, uint32_t n, uint32_t k)
+{
+    uint64_t inner = 1, outer = 1;
+    unsigned i = 0;
+    while (i < SQ_GGUF_MAX_DIMS && inner < k)
+        inner *= t->ne[i++]; /* dimensions are below 2^32, and so is inner before the product */
+    while (i < SQ_GGUF_MAX_DIMS && outer <= n)
+        outer *= t->ne[i++];
+    return i == SQ_GGUF_MAX_DIMS && inner == k && outer == n;
+}
+
+static squint_err find_tensor(const squint_model *m, const char *name, const sq_gguf_tensor **out, squint_msg *msg)
+{
+    *out = sq_gguf_find(m->file, name);
+    if (*out) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s is missing", sq_gguf_path(m->file), name);
+}
+
+static bool is_aligned(const void *p, size_t align) { return (uintptr_t)p % align == 0; }
+
+/* count floats from F32 or F16 data: in place where possible, else a copy. */
+static const float *floats(squint_model *m, const sq_gguf_tensor *t, size_t count)
+{
+    if (t->type == SQ_TENSOR_F32 && is_aligned(t->data, sizeof(float))) return (const float *)(const void *)t->data;
+    float *const copy = sq_model_take(m, count, sizeof *copy);
+    if (!copy) return NULL;
+    if (t->type == SQ_TENSOR_F32) {
+        memcpy(copy, t->data, count * sizeof *copy);
+    } else {
+        for (size_t i = 0; i < count; i++) {
+            uint16_t half;
+            memcpy(&half, t->data + i * sizeof half, sizeof half);
+            copy[i] = sq_f16_to_f32(half);
+        }
+    }
+    return copy;
+}
+
+static squint_err load_panels(squint_model *m, const sq_gguf_tensor *t, const char *name, uint32_t n, uint32_t k,
+                              sq_mat *out, squint_msg *msg)
+{
+    const squint_err err = sq_tensor_panels(m->file, t, &out->panels, msg);
+    if (err) return err;
+    if (out->panels.n != n || out->panels.k != k)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: panels of [%u, %u] where [%u, %u] is needed",
+                       sq_gguf_path(m->file), name, t->file_pos, out->panels.k, out->panels.n, k, n);
+    if (is_aligned(out->panels.data, SQ_PANEL_ALIGN)) return SQUINT_OK;
+    const size_t bytes = sq_panels_bytes(&out->panels);
+    uint8_t *const copy = sq_model_take(m, bytes, 1);
+    if (!copy) return no_memory(m, name, msg);
+    out->panels.data = memcpy(copy, out->panels.data, bytes);
+    return SQUINT_OK;
+}
+
+/* Blocks may lie at odd addresses only in memory that the caller gave; then they are copied first. */
+static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const char *name, sq_mat *out,
+                                squint_msg *msg)
+{
+    const bool q4 = t->type == SQ_TENSOR_Q4_0;
+    out->panels = (sq_panels){NULL, out->n, out->k, q4 ? SQ_PANEL_I4 : SQ_PANEL_I8, SQ_BLOCK};
+    uint8_t *const panels = sq_model_take(m, sq_panels_bytes(&out->panels), 1);
+    const void *blocks = t->data;
+    if (panels && !is_aligned(blocks, sizeof(uint16_t))) {
+        void *const copy = sq_model_take(m, t->bytes, 1);
+        blocks = copy ? memcpy(copy, blocks, t->bytes) : NULL;
+    }
+    if (!panels || !blocks) return no_memory(m, name, msg);
+    if (q4)
+        sq_panels_from_q4_0(&out->panels, blocks, panels);
+    else
+        sq_panels_from_q8_0(&out->panels, blocks, panels);
+    out->panels.data = panels;
+    return SQUINT_OK;
+}
+
+squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg)
+{
+    const sq_gguf_tensor *t;
+    const squint_err err = find_tensor(m, name, &t, msg);
+    if (err) return err;
+    *out = (sq_mat){.n = n, .k = k};
+    if (k > SQ_MAX_K || n > SQ_MAX_DIM)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
+                       sq_gguf_path(m->file), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
+    if (t->type == SQ_TENSOR_I8) return load_panels(m, t, name, n, k, out, msg);
+    if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
+    switch (t->type) {
+    case SQ_TENSOR_F32:
+    case SQ_TENSOR_F16:
+        out->f32 = floats(m, t, (size_t)n * k);
+        return out->f32 ? SQUINT_OK : no_memory(m, name, msg);
+    case SQ_TENSOR_Q8_0:
+    case SQ_TENSOR_Q4_0: return repack_blocks(m, t, name, out, msg);
+    default:
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s at byte %zu: type %s is not one for weights",
+                       sq_gguf_path(m->file), name, t->file_pos, sq_tensor_type_name(t->type));
+    }
+}
+
+squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg)
+{
+    *out = NULL;
+    const sq_gguf_tensor *t = sq_gguf_find(m->file, name);
+    if (!t) return required ? find_tensor(m, name, &t, msg) : SQUINT_OK;
+    if (t->type != SQ_TENSOR_F32 && t->type != SQ_TENSOR_F16)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: type %s where F32 or F16 is needed",
+                       sq_gguf_path(m->file), name, t->file_pos, sq_tensor_type_name(t->type));
+    size_t bytes;
+    const size_t element = t->type == SQ_TENSOR_F32 ? sizeof(float) : sizeof(uint16_t);
+    if (!sq_mul(n, element, &bytes) || t->bytes != bytes)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: %zu elements where %zu are needed",
+                       sq_gguf_path(m->file), name, t->file_pos, t->bytes / element, n);
+    *out = floats(m, t, n);
+    return *out ? SQUINT_OK : no_memory(m, name, msg);
+}
+
+void sq_mat_row(const sq_mat *m, uint32_t row, float *out)
+{
+    if (m->f32)
+        memcpy(out, m->f32 + (size_t)row * m->k, m->k * sizeof *out);
+    else
+        sq_panels_row(&m->panels, row, out);
+}

@@ -1,0 +1,231 @@
+/*
+ * Sessions: their memory, their sequence, and the verbs that move it on.
+ * SPDX-License-Identifier: MIT
+ */
+#include "runtime/engine.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    DEFAULT_MAX_TOKENS = 64,
+    DEFAULT_MAX_PROMPT = 256,
+    LARGEST_MAX_TOKENS = 1 << 16,
+    LARGEST_MAX_PROMPT = 1 << 20,
+    MAX_THREADS = 256,
+    ALIGN = 64,
+};
+
+/* ---- limits ---- */
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+static squint_err check_options(const squint_session_options *in, squint_session_options *out, squint_msg *msg)
+{
+    *out = in ? *in : (squint_session_options){0};
+    if (out->threads > MAX_THREADS)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "threads: %u is not from 0 to %d", out->threads, MAX_THREADS);
+    if (out->max_tokens > LARGEST_MAX_TOKENS)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "max_tokens: %u is not from 0 to %d", out->max_tokens,
+                       LARGEST_MAX_TOKENS);
+    if (out->max_prompt > LARGEST_MAX_PROMPT)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "max_prompt: %u is not from 0 to %d", out->max_prompt,
+                       LARGEST_MAX_PROMPT);
+    if (out->kv < SQUINT_KV_AUTO || out->kv > SQUINT_KV_F32)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "kv: %d is not a kind of KV cache", (int)out->kv);
+    if (!out->threads) out->threads = min_u32(sq_cpu_count(), MAX_THREADS);
+    if (!out->max_tokens) out->max_tokens = DEFAULT_MAX_TOKENS;
+    if (!out->max_prompt) out->max_prompt = DEFAULT_MAX_PROMPT;
+    return SQUINT_OK;
+}
+
+static sq_limits limits_of(const squint_model *m, const squint_session_options *o)
+{
+    const size_t prompt = sq_prompt_max_ids(o->max_prompt) + m->n_vision;
+    const uint32_t rows = (uint32_t)(prompt < m->n_ctx ? prompt : m->n_ctx);
+    const bool f32 = o->kv == SQUINT_KV_F32 || (o->kv == SQUINT_KV_AUTO && m->float_decoder);
+    return (sq_limits){
+        .max_rows = rows,
+        .max_tokens = min_u32(rows + o->max_tokens, m->n_ctx),
+        .max_logits = 1,
+        .max_vision = m->n_vision,
+        .kv = f32 ? SQ_KV_F32 : SQ_KV_F16,
+    };
+}
+
+/* ---- memory ---- */
+
+static void plan_caption(squint_session *s, sq_arena *arena)
+{
+    const squint_model *const m = s->model;
+    if (!m->tokenizer) return; /* a synthetic model writes no text */
+    s->ids = sq_take(arena, s->limits.max_rows, sizeof *s->ids);
+    s->tokens = sq_take(arena, s->options.max_tokens, sizeof *s->tokens);
+    s->piece_bytes = sq_tokenizer_max_piece(m->tokenizer);
+    s->piece = sq_take(arena, s->piece_bytes, 1);
+    /* An invalid byte becomes U+FFFD, three bytes. */
+    s->text = sq_take(arena, (size_t)s->options.max_tokens + 1, 3 * s->piece_bytes);
+    s->token_scratch_bytes = sq_prompt_scratch(s->options.max_prompt);
+    s->token_scratch = sq_take(arena, s->token_scratch_bytes, 1);
+    s->candidates = sq_take(arena, m->n_vocab, sizeof *s->candidates);
+}
+
+static void plan(squint_session *s)
+{
+    const squint_model *const m = s->model;
+    sq_arena *const arena = &s->arena;
+    const size_t side = m->n_vision ? m->image_rule.size : 0;
+    s->pixels = sq_take(arena, side * side, 3 * sizeof *s->pixels);
+    s->vision = sq_take(arena, s->limits.max_vision, m->d * sizeof *s->vision);
+    s->logits = sq_take(arena, s->limits.max_logits, m->n_vocab * sizeof *s->logits);
+    s->kept = sq_take(arena, m->n_layers, sizeof *s->kept);
+    plan_caption(s, arena);
+    s->compute.kernels = m->kernels;
+    m->family->plan(s, arena);
+}
+
+size_t squint_session_bytes(const squint_model *model, const squint_session_options *options)
+{
+    squint_session s = {.model = model};
+    if (check_options(options, &s.options, NULL)) return 0;
+    s.limits = limits_of(model, &s.options);
+    plan(&s);
+    size_t bytes;
+    return !s.arena.full && sq_add(s.arena.used, sizeof s + ALIGN, &bytes) ? bytes : SIZE_MAX;
+}
+
+static squint_err take_memory(squint_session *s, squint_msg *msg)
+{
+    plan(s);
+    const size_t need = s->arena.used;
+    if (!s->arena.full && sq_add(need, ALIGN, &s->block_bytes)) s->block = sq_alloc(&s->alloc, s->block_bytes);
+    if (!s->block)
+        return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a session: %zu MiB; ask for a shorter prompt or caption",
+                       need >> 20);
+    uint8_t *const block = s->block;
+    s->arena = (sq_arena){.base = block + (ALIGN - (uintptr_t)block % ALIGN) % ALIGN, .size = need};
+    plan(s);
+    assert(!s->arena.full && s->arena.used == need);
+    return SQUINT_OK;
+}
+
+squint_err sq_session_open_limits(squint_session **out, const squint_model *model,
+                                  const squint_session_options *options, const sq_limits *limits, squint_msg *msg)
+{
+    *out = NULL;
+    squint_session_options checked;
+    squint_err err = check_options(options, &checked, msg);
+    if (err) return err;
+    squint_session *s = sq_alloc(&model->alloc, sizeof *s);
+    if (!s) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a session");
+    *s = (squint_session){.model = model, .alloc = model->alloc, .options = checked};
+    s->limits = limits ? *limits : limits_of(model, &checked);
+
+    if ((err = take_memory(s, msg))) goto fail;
+    if ((err = sq_pool_open(&s->pool, checked.threads, &s->alloc, msg))) goto fail;
+    s->compute.pool = s->pool;
+    sq_session_reset(s);
+    *out = s;
+    return SQUINT_OK;
+fail:
+    squint_session_close(&s);
+    return err;
+}
+
+squint_err squint_session_open(squint_session **out, const squint_model *model, const squint_session_options *options,
+                               squint_msg *msg)
+{
+    return sq_session_open_limits(out, model, options, NULL, msg);
+}
+
+void squint_session_close(squint_session **session)
+{
+    squint_session *const s = *session;
+    if (!s) return;
+    sq_pool_close(&s->pool);
+    const squint_allocator a = s->alloc;
+    sq_free(&a, s->block, s->block_bytes);
+    sq_free(&a, s, sizeof *s);
+    *session = NULL;
+}
+
+unsigned squint_session_threads(const squint_session *session) { return session->options.threads; }
+
+/* ---- the sequence ---- */
+
+void squint_session_cancel(squint_session *session) { atomic_store(&session->cancel, true); }
+
+bool sq_session_stopped(squint_session *s, squint_stage stage, unsigned done, unsigned total)
+{
+    if (s->on_progress && !s->on_progress(s->progress_user, stage, done, total)) atomic_store(&s->cancel, true);
+    return atomic_load_explicit(&s->cancel, memory_order_relaxed);
+}
+
+void sq_session_reset(squint_session *s)
+{
+    s->n_past = 0;
+    s->n_routed = 0;
+    s->macs = s->macs_dense = 0;
+    for (uint32_t l = 0; l < s->model->n_layers; l++)
+        s->kept[l] = 0;
+    s->model->family->reset(s);
+}
+
+squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
+                              squint_msg *msg)
+{
+    if (!s->model->n_vision)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no vision tower; take one file with tower and decoder");
+    return sq_image_prepare(rgb, w, h, stride, &s->model->image_rule, s->pixels, &s->alloc, msg);
+}
+
+squint_err sq_session_encode(squint_session *s, squint_msg *msg) { return s->model->family->encode(s, msg); }
+
+static squint_err check_pass(const squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits,
+                             uint32_t *n_image, squint_msg *msg)
+{
+    *n_image = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (ids[i] == SQ_IMAGE_TOKEN)
+            ++*n_image;
+        else if (ids[i] >= s->model->n_vocab)
+            return sq_fail(msg, SQUINT_ERR_ARGUMENT, "token %u is not in a vocabulary of %u", ids[i], s->model->n_vocab);
+    }
+    const sq_limits *const limits = &s->limits;
+    const uint32_t text = s->n_past - s->n_routed + n - *n_image;
+    if (!n || n > limits->max_rows || n_logits > n || n_logits > limits->max_logits ||
+        *n_image > limits->max_vision || n > limits->max_tokens - s->n_past ||
+        text > limits->max_tokens - limits->max_vision)
+        return sq_fail(msg, SQUINT_ERR_LIMIT,
+                       "%u tokens after %u: this session holds %u in all, %u of them vision, %u a pass", n, s->n_past,
+                       limits->max_tokens, limits->max_vision, limits->max_rows);
+    if (*n_image && s->n_routed)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "all vision tokens of a sequence are routed together: give them in one pass");
+    return SQUINT_OK;
+}
+
+squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg)
+{
+    uint32_t n_image;
+    squint_err err = check_pass(s, ids, n, n_logits, &n_image, msg);
+    if (err) return err;
+    if ((err = s->model->family->forward(s, ids, n, n_logits, msg))) return err;
+    s->n_past += n;
+    s->n_routed += n_image;
+    const size_t count = (size_t)n_logits * s->model->n_vocab;
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(s->logits[i]))
+            return sq_fail(msg, SQUINT_ERR_NUMERIC, "the model's logits are not finite; its file may be damaged");
+    return SQUINT_OK;
+}
+
+squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg)
+{
+    if (n_past > s->n_past)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "cannot rewind from %u tokens to %u", s->n_past, n_past);
+    const squint_err err = s->model->family->rewind(s, n_past, msg);
+    if (!err) s->n_past = n_past;
+    return err;
+}
+
+size_t sq_session_kv_bytes(const squint_session *s) { return s->model->family->kv_bytes(s); }
