@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""
+Training, in the order of the commands:
+
+  vocab    SentencePiece model from all captions
+  tower    the vision tower alone: what covers each cell of a drawn scene, Tiny-ImageNet's names, the words of a
+           photo's captions
+  caption  tower, projector and decoder together, on drawn scenes and photos; --mod trains a p-MoD decoder
+
+Every run saves as it goes and goes on from its last save when started again with the same --out.
+"""
+
+import argparse
+import math
+import os
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import scenes
+from model import Captioner, Config, Tower, normalise
+
+SAVE_EVERY_S = 180
+WORDS = 1000
+
+
+class Run:
+    """Steps of one optimiser, with schedule, clipping, log and saves."""
+
+    def __init__(self, args, model, groups):
+        self.args, self.model = args, model
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
+        for group in self.optimiser.param_groups:
+            group["peak"] = group["lr"]
+        self.step, self.saved, self.started = 0, time.time(), time.time()
+        self.sums = {}
+        if os.path.exists(args.out):
+            state = torch.load(args.out, map_location="cpu")
+            if "optimiser" in state:
+                model.load_state_dict(state["model"])
+                self.optimiser.load_state_dict(state["optimiser"])
+                self.step = state["step"]
+                print(f"going on at step {self.step}", flush=True)
+
+    def rng(self):
+        """Fresh and the same for this step in every run of this seed."""
+        return np.random.default_rng([self.args.seed, self.step])
+
+    def schedule(self):
+        """Linear warm-up, then cosine to --final of the peak."""
+        done = self.step / self.args.steps
+        warm = min(1.0, (self.step + 1) / self.args.warmup)
+        return warm * (self.args.final + (1 - self.args.final) * (1 + math.cos(math.pi * done)) / 2)
+
+    def update(self, losses):
+        """One step along the gradients that are there; losses are for the log."""
+        for name, value in losses.items():
+            self.sums.setdefault(name, []).append(float(value))
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * self.schedule()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step % self.args.log_every == 0:
+            self.log()
+        if time.time() - self.saved > SAVE_EVERY_S:
+            self.save()
+
+    def log(self):
+        means = " ".join(f"{k} {np.mean(v):.4f}" for k, v in self.sums.items())
+        print(f"step {self.step} {time.time() - self.started:.0f} s: {means}", flush=True)
+        self.sums = {}
+
+    def save(self, **extra):
+        """Replaces the file only when the new one is whole."""
+        self.saved = time.time()
+        state = {"model": self.model.state_dict(), "step": self.step, **extra}
+        if not extra:
+            state["optimiser"] = self.optimiser.state_dict()
+        torch.save(state, self.args.out + ".new")
+        os.replace(self.args.out + ".new", self.args.out)
+
+
+# --------------------------------------------------------------------- vocab
+
+def vocab(args):
+    _, photo_texts = data.load_photos(args.flickr, "train", 8)
+    drawn = data.Scenes(args.scenes)
+    lines = [t for texts in photo_texts for t in texts]
+    lines += [drawn.caption(i) for i in range(min(len(drawn), 8000))]
+    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
+    data.train_vocabulary(args.out, lines, args.size)
+
+
+# --------------------------------------------------------------------- tower
+
+class TowerTasks(nn.Module):
+    """A tower and the three heads that teach it."""
+
+    def __init__(self, config, classes, words):
+        super().__init__()
+        self.tower = Tower(config)
+        self.cells = nn.Linear(config.v_dim, len(scenes.SHAPES) + len(scenes.COLOURS) + len(scenes.SIZES) + 3)
+        self.names = nn.Linear(config.v_dim, classes)
+        self.words = nn.Linear(config.v_dim, words)
+
+    def cell_loss(self, tokens, targets):
+        widths = (len(scenes.SHAPES) + 1, len(scenes.COLOURS) + 1, len(scenes.SIZES) + 1)
+        parts = self.cells(tokens).float().split(widths, -1)
+        covered = targets[..., 0] > 0
+        loss, right = 0.0, torch.ones_like(covered)
+        weight = torch.where(covered, 3.0, 0.5)
+        for i, part in enumerate(parts):
+            each = F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten(), reduction="none")
+            loss = loss + (each * weight.flatten()).mean()
+            right &= part.argmax(-1) == targets[..., i]
+        return loss, right[covered].float().mean()
+
+
+def tiles_batch(tiles, rng, count, side):
+    """Random tiles, cropped, mirrored and enlarged to the model's input."""
+    pick = rng.integers(0, len(tiles), count)
+    part = normalise(torch.from_numpy(data.crop_and_flip(tiles[pick], 56, rng, rng.random(count) < 0.5)))
+    return F.interpolate(part, (side, side), mode="bilinear", align_corners=False), pick
+
+
+def tower(args):
+    config = Config()
+    drawn = data.Scenes(args.scenes)
+    pictures, texts = data.load_photos(args.flickr, "train", data.PHOTO_SIDE)
+    targets = data.word_targets(texts, data.content_words(texts, WORDS))
+    tiles, labels, names = data.load_tiles(args.tiny, "train")
+    torch.manual_seed(args.seed)
+    model = TowerTasks(config, len(names), WORDS)
+    run = Run(args, model, [{"params": model.parameters(), "lr": args.lr}])
+    n_scenes, n_tiles, n_photos = args.batch
+    while run.step < args.steps:
+        rng = run.rng()
+        index = np.sort(rng.integers(0, len(drawn), n_scenes))
+        drawn_pixels = normalise(torch.from_numpy(data.jitter(drawn.pictures[index], rng)))
+        tile_pixels, tile_pick = tiles_batch(tiles, rng, n_tiles, config.image)
+        pick = rng.integers(0, len(pictures), n_photos)
+        photo = data.crop_and_flip(pictures[pick], config.image, rng, rng.random(n_photos) < 0.5)
+        photo_pixels = normalise(torch.from_numpy(data.jitter(photo, rng)))
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = model.tower(torch.cat((drawn_pixels, tile_pixels, photo_pixels)))
+            a, b = n_scenes, n_scenes + n_tiles
+            cell, right = model.cell_loss(tokens[:a], torch.from_numpy(drawn.cell_targets(index)))
+            pooled = tokens.mean(1)
+            name = F.cross_entropy(model.names(pooled[a:b]).float(), torch.from_numpy(labels[tile_pick]))
+            word = F.binary_cross_entropy_with_logits(model.words(pooled[b:]).float(),
+                                                      torch.from_numpy(targets[pick]))
+        (cell + 0.3 * name + 30 * word).backward()
+        run.update({"cell": cell, "right": right, "name": name, "word": word})
+    run.save(config=config.to_dict())
+
+
+# ------------------------------------------------------------------- caption
+
+class CaptionData:
+    """Packed sequences of both worlds."""
+
+    def __init__(self, args, config):
+        self.vocabulary = data.load_vocabulary(args.vocab)
+        self.config = config
+        self.start = self.vocabulary.encode("\n")
+        self.drawn = data.Scenes(args.scenes)
+        self.pictures, self.texts = data.load_photos(args.flickr, "train", data.PHOTO_SIDE)
+
+    def rows(self, captions):
+        return data.pack(self.vocabulary.encode(captions), self.start, self.config.tokens + 1)
+
+    def scenes_batch(self, rng, count):
+        index = np.sort(rng.integers(0, len(self.drawn), count))
+        pixels = normalise(torch.from_numpy(data.jitter(self.drawn.pictures[index], rng)))
+        return pixels, data.collate([self.rows([self.drawn.caption(i)]) for i in index])
+
+    def photos_batch(self, rng, count):
+        pick, flip = rng.integers(0, len(self.pictures), count), rng.random(count) < 0.5
+        pixels = data.crop_and_flip(self.pictures[pick], self.config.image, rng, flip)
+        rows = [self.rows([data.mirrored(t) if f else t for t in self.texts[i]]) for i, f in zip(pick, flip)]
+        return normalise(torch.from_numpy(data.jitter(pixels, rng))), data.collate(rows)
+
+
+def caption_loss(model, pixels, sequence):
+    """Mean cross-entropy of the caption tokens."""
+    text, target, position, mask = sequence
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(model.vision_tokens(pixels), text, position, mask)
+        chosen = target >= 0
+        logits = model.logits(hidden[chosen])
+    return F.cross_entropy(logits.float(), target[chosen])
+
+
+def start_weights(args, model):
+    """Weights of an earlier run: a tower alone, or a whole captioner whose routers (if any) are new here."""
+    if args.tower:
+        state = torch.load(args.tower, map_location="cpu")["model"]
+        model.tower.load_state_dict({k[len("tower."):]: v for k, v in state.items() if k.startswith("tower.")})
+    if args.init:
+        state = torch.load(args.init, map_location="cpu")["model"]
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        strange = [k for k in missing if not k.startswith("routers.")] + unexpected
+        if strange:
+            raise SystemExit(f"{args.init}: not a captioner of these shapes: {strange[:3]}")
+
+
+def caption(args):
+    config = Config(mod=args.mod)
+    torch.manual_seed(args.seed)
+    model = Captioner(config)
+    start_weights(args, model)
+    slow = list(model.tower.parameters())
+    rest = [p for n, p in model.named_parameters() if not n.startswith("tower.")]
+    run = Run(args, model, [{"params": rest, "lr": args.lr}, {"params": slow, "lr": args.lr * args.tower_rate}])
+    batches = CaptionData(args, config)
+    n_scenes, n_photos = args.batch
+    while run.step < args.steps:
+        rng = run.rng()
+        drawn = caption_loss(model, *batches.scenes_batch(rng, n_scenes))
+        (drawn * args.scene_weight).backward()
+        photo = caption_loss(model, *batches.photos_batch(rng, n_photos))
+        photo.backward()
+        run.update({"scenes": drawn, "photos": photo})
+    run.save(config=config.to_dict())
+
+
+# ---------------------------------------------------------------------- main
+
+def common(sub, steps, lr, batch):
+    sub.add_argument("--scenes", required=True, help="folder written by scenes.py render")
+    sub.add_argument("--flickr", required=True, help="folder of the flickr8k pack")
+    sub.add_argument("--out", required=True, help="checkpoint to write and to go on from")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--threads", type=int, default=os.cpu_count())
+    sub.add_argument("--steps", type=int, default=steps)
+    sub.add_argument("--lr", type=float, default=lr)
+    sub.add_argument("--warmup", type=int, default=100, help="steps")
+    sub.add_argument("--final", type=float, default=0.05, help="last learning rate, as a part of --lr")
+    sub.add_argument("--log-every", type=int, default=25, help="steps")
+    sub.add_argument("--batch", type=int, nargs=len(batch), default=batch,
+                     help="drawn scenes, (tiles,) photos a step; default %(default)s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sub = commands.add_parser("vocab", help="train the vocabulary")
+    sub.add_argument("--scenes", required=True, help="folder written by scenes.py render")
+    sub.add_argument("--flickr", required=True, help="folder of the flickr8k pack")
+    sub.add_argument("--out", required=True, help="prefix of the .model and .vocab files")
+    sub.add_argument("--size", type=int, default=Config().vocab)
+    sub.set_defaults(run=vocab, threads=1)
+
+    sub = commands.add_parser("tower", help="train the vision tower")
+    common(sub, 3000, 1.5e-3, [24, 16, 24])
+    sub.add_argument("--tiny", required=True, help="folder of the tiny-imagenet pack")
+    sub.set_defaults(run=tower)
+
+    sub = commands.add_parser("caption", help="train the captioner")
+    common(sub, 2000, 1e-3, [24, 12])
+    sub.add_argument("--vocab", required=True, help="prefix given to vocab --out")
+    sub.add_argument("--tower", help="checkpoint of the tower to start from")
+    sub.add_argument("--init", help="checkpoint of a captioner to start from, dense or not")
+    sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr")
+    sub.add_argument("--scene-weight", type=float, default=1.0, help="weight of the drawn scenes' loss")
+    sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
+    sub.set_defaults(run=caption)
+
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
