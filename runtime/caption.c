@@ -26,9 +26,10 @@ typedef struct text_out {
 
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-/* Length of a sequence that starts with byte b; 0 when none does. */
+/* Length of a sequence that starts with byte b; 0 when none does, and for NUL, which would end the text. */
 static unsigned sequence_length(unsigned char b)
 {
+    if (!b) return 0;
     if (b < 0x80) return 1;
     if (b >= 0xC2 && b < 0xE0) return 2;
     if (b >= 0xE0 && b < 0xF0) return 3;

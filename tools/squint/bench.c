@@ -196,6 +196,7 @@ static squint_err bench_type(made_bench *b, const bench_options *o, unsigned typ
 {
     const made_shape *shape = b->shape;
     const uint32_t rows = b->n_vision + b->n_text;
+    const uint32_t max_tokens = rows + b->n_vision; /* the dense runs' tokens are all text */
     const sq_synthetic made = {.n_layers = b->n_layers,
                                .d = shape->d,
                                .f = shape->f,
@@ -203,13 +204,13 @@ static squint_err bench_type(made_bench *b, const bench_options *o, unsigned typ
                                .n_kv_heads = shape->n_heads,
                                .n_vocab = shape->n_vocab,
                                .n_vision = b->n_vision,
-                               .n_ctx = rows,
+                               .n_ctx = max_tokens,
                                .type = made_types[type].type,
                                .group = made_types[type].group,
                                .layer_is_mod = b->is_mod,
                                .layer_ratio = b->ratio};
     const sq_limits limits = {.max_rows = rows,
-                              .max_tokens = rows,
+                              .max_tokens = max_tokens,
                               .max_logits = 1,
                               .max_vision = b->n_vision,
                               .kv = o->session.kv == SQUINT_KV_F32 ? SQ_KV_F32 : SQ_KV_F16};

@@ -148,7 +148,7 @@ static squint_err caption_stdin(caption_job *job, squint_result *result, squint_
     uint8_t *data;
     size_t size;
     squint_err err = cli_read_stdin(STDIN_CAP, &data, &size, msg);
-    if (err) return err;
+    if (err) return cli_interrupted() ? SQUINT_ERR_CANCELLED : err;
     err = squint_caption_memory(job->session, data, size, &job->options, result, msg);
     if (err) name_stdin(msg);
     free(data);
@@ -238,6 +238,7 @@ static int run(const cli_command *self, int argc, char **argv)
     if (!(model = cli_model_path(model))) return CLI_MISUSED;
     session.kv = (squint_kv)kv;
     job.several = argc - first > 1;
+    job.options.user = &job;
     if (!job.quiet) cli_bar_enable();
     return open_and_caption(&job, model, isa, &session, argv + first, argc - first);
 }

@@ -60,8 +60,10 @@ int cli_fail(squint_err err, const squint_msg *msg)
 
 bool cli_flush(void)
 {
+    static bool told;
     if (!fflush(stdout) && !ferror(stdout)) return true;
-    if (errno != EPIPE) cli_say("standard output: %s", strerror(errno));
+    if (!told && errno != EPIPE) cli_say("standard output: %s", strerror(errno));
+    told = true;
     return false;
 }
 

@@ -157,7 +157,10 @@ bool cli_read_line(FILE *f, const char *name, char **line, size_t *capacity, siz
 
 /* ---- JSON ---------------------------------------------------------------------------------- */
 
-/** A string of any bytes; what is not UTF-8 becomes U+FFFD. */
+/** Text of any bytes as UTF-8: what is none, and NUL, becomes U+FFFD, one for each broken-off character, as the
+ *  library does it. `out` has room for 3 * bytes + 1. Returns its length. */
+size_t cli_clean_text(const char *text, size_t bytes, char *out);
+/** The same as a JSON string. */
 cJSON *cli_json_text(const char *text, size_t bytes);
 /** Adds a number rounded to `digits` places, so that 0.1 is printed as 0.1. */
 void cli_json_number(cJSON *object, const char *key, double value, int digits);

@@ -48,7 +48,7 @@ typedef struct eval_job {
     float *first;     /* [n_vocab] logits after the prompt */
     uint32_t **kept;  /* [n_layers][n_kept] positions of a dumped pass */
     uint32_t *n_kept; /* [n_layers] */
-    char *text;       /* the model's caption */
+    char *raw, *text; /* the model's caption: bytes of its tokens; as UTF-8, trimmed */
     metrics *metrics;
     FILE *dump, *captions;
     totals totals;
@@ -138,7 +138,8 @@ static squint_err open_session(eval_job *job, const squint_session_options *opti
                               .kv = f32 ? SQ_KV_F32 : SQ_KV_F16};
     job->ids = cli_alloc(rows, sizeof *job->ids);
     job->first = cli_alloc(m->n_vocab, sizeof *job->first);
-    job->text = cli_alloc((size_t)job->max_tokens + 1, sq_tokenizer_max_piece(m->tokenizer));
+    job->raw = cli_alloc((size_t)job->max_tokens + 1, sq_tokenizer_max_piece(m->tokenizer));
+    job->text = cli_alloc((size_t)job->max_tokens + 1, 3 * sq_tokenizer_max_piece(m->tokenizer));
     return sq_session_open_limits(&job->session, m, options, &limits, msg);
 }
 
@@ -194,7 +195,19 @@ static squint_err see(eval_job *job, const char *path, squint_msg *msg)
     return SQUINT_OK;
 }
 
-/* The model's own words, greedily, into job->text. */
+/* job->raw to job->text. */
+static void finish_text(eval_job *job, size_t bytes)
+{
+    static const char space[] = " \t\n\v\f\r";
+    char *text = job->raw;
+    text[bytes] = 0;
+    const size_t skip = strspn(text, space);
+    while (bytes > skip && text[bytes - 1] && strchr(space, text[bytes - 1]))
+        bytes--;
+    cli_clean_text(text + skip, bytes - skip, job->text);
+}
+
+/* The model's own words, greedily. */
 static squint_err write_caption(eval_job *job, squint_msg *msg)
 {
     squint_session *s = job->session;
@@ -206,13 +219,13 @@ static squint_err write_caption(eval_job *job, squint_msg *msg)
     squint_err err = SQUINT_OK;
     uint32_t id = sq_sample(&greedy, job->first, job->model->n_vocab, NULL);
     for (unsigned n = 0; !err && id != sq_tokenizer_eos(t) && n < job->max_tokens; n++) {
-        used += sq_detokenize(t, id, job->text + used, max_piece);
+        used += sq_detokenize(t, id, job->raw + used, max_piece);
         job->totals.written++;
         if (n + 1 == job->max_tokens) break;
         err = sq_session_forward(s, &id, 1, 1, msg);
         if (!err) id = sq_sample(&greedy, s->logits, job->model->n_vocab, NULL);
     }
-    job->text[used] = 0;
+    finish_text(job, used);
     job->totals.ms[SQUINT_STAGE_DECODE] += lap(&clock);
     return err ? err : sq_session_rewind(s, job->n_prompt, msg);
 }
@@ -474,8 +487,8 @@ static void release(eval_job *job)
     }
     for (uint32_t l = 0; job->kept && l < job->model->n_layers; l++)
         free(job->kept[l]);
-    void *const parts[] = {job->references, job->kept, job->n_kept, job->picture_of,
-                           job->prompt,     job->ids,  job->first,  job->text};
+    void *const parts[] = {job->references, job->kept,  job->n_kept, job->picture_of, job->prompt,
+                           job->ids,        job->first, job->raw,    job->text};
     for (size_t i = 0; i < SQ_COUNT(parts); i++)
         free(parts[i]);
     metrics_free(job->metrics);

@@ -223,7 +223,7 @@ static void print_parameters(const model_facts *m)
 {
     char text[32];
     double total = 0;
-    printf("parameters  ");
+    printf("parameters    ");
     for (int part = 0; part < PART_COUNT; part++) {
         total += (double)m->parameters[part];
         printf("%s %s, ", part_names[part], short_count((double)m->parameters[part], text));
@@ -235,7 +235,7 @@ static void print_types(const model_facts *m)
 {
     char text[32];
     for (size_t i = 0; i < m->n_types; i++)
-        printf("%s%zu tensors of %s, %s\n", i ? "            " : "tensors     ", m->types[i].n, m->types[i].name,
+        printf("%s%zu tensors of %s, %s\n", i ? "              " : "tensors       ", m->types[i].n, m->types[i].name,
                short_bytes((double)m->types[i].bytes, text));
 }
 
@@ -244,7 +244,7 @@ static void print_routing(const model_facts *m)
     uint32_t n_mod = 0;
     for (uint32_t l = 0; l < m->n_layers; l++)
         n_mod += m->layers[l].is_mod;
-    printf("routing     ");
+    printf("routing       ");
     put_str(m->mod_type, "");
     printf(", %u of %u layers, weight %g ", n_mod, m->n_layers, (double)m->mod_scale);
     put_str(m->mod_norm, "none");
@@ -263,17 +263,17 @@ static void print_routing(const model_facts *m)
 static void print_text(const model_facts *m)
 {
     char text[32];
-    printf("name        ");
+    printf("name          ");
     put_str(m->name, "(none)");
-    printf("\nfile        %s, %s\narchitecture ", sq_gguf_path(m->file),
+    printf("\nfile          %s, %s\narchitecture  ", sq_gguf_path(m->file),
            short_bytes((double)sq_gguf_size(m->file), text));
     put_str(m->architecture, "(none)");
-    printf("\ndecoder     %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d, m->f,
-           m->n_heads, m->n_kv_heads, m->n_ctx);
+    printf("\ndecoder       %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d,
+           m->f, m->n_heads, m->n_kv_heads, m->n_ctx);
     if (m->vision_layers)
-        printf("tower       %u layers, width %u, image %u x %u, patch %u: %u vision tokens\n", m->vision_layers,
+        printf("tower         %u layers, width %u, image %u x %u, patch %u: %u vision tokens\n", m->vision_layers,
                m->vision_d, m->image_size, m->image_size, m->patch_size, m->n_vision);
-    printf("tokenizer   %u pieces, template ", m->n_pieces);
+    printf("tokenizer     %u pieces, template ", m->n_pieces);
     put_str(m->template_name, "(none)");
     putchar('\n');
     print_parameters(m);

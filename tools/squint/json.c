@@ -8,31 +8,52 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of the well-formed UTF-8 character at s (RFC 3629, table 3-7 of Unicode); 0 when there is none. */
-static size_t utf8_length(const unsigned char *s, size_t n)
+/* Can `second` follow `first`? Overlong forms, surrogates and what lies past U+10FFFF cannot (RFC 3629). */
+static bool may_follow(unsigned char first, unsigned char second)
 {
-    if (s[0] < 0x80) return 1;
-    const size_t len = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2;
-    if (s[0] < 0xC2 || s[0] > 0xF4 || len > n) return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((s[i] & 0xC0) != 0x80) return 0;
-    const unsigned second = s[1];
-    if ((s[0] == 0xE0 && second < 0xA0) || (s[0] == 0xED && second > 0x9F)) return 0; /* overlong, surrogate */
-    if ((s[0] == 0xF0 && second < 0x90) || (s[0] == 0xF4 && second > 0x8F)) return 0; /* overlong, past U+10FFFF */
-    return len;
+    switch (first) {
+    case 0xE0:
+        return second >= 0xA0 && second <= 0xBF;
+    case 0xED:
+        return second >= 0x80 && second <= 0x9F;
+    case 0xF0:
+        return second >= 0x90 && second <= 0xBF;
+    case 0xF4:
+        return second >= 0x80 && second <= 0x8F;
+    default:
+        return (second & 0xC0) == 0x80;
+    }
+}
+
+/* Bytes of the character at s, or of as much of one as is there; *whole tells which. At least 1. */
+static size_t next_character(const unsigned char *s, size_t n, bool *whole)
+{
+    const size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    size_t have = 1;
+    while (have < length && have < n && (have == 1 ? may_follow(s[0], s[1]) : (s[have] & 0xC0) == 0x80))
+        have++;
+    *whole = have == length && s[0];
+    return have;
+}
+
+size_t cli_clean_text(const char *text, size_t bytes, char *out)
+{
+    static const char replacement[] = "\xEF\xBF\xBD";
+    size_t used = 0;
+    for (size_t at = 0, n; at < bytes; at += n) {
+        bool whole;
+        n = next_character((const unsigned char *)text + at, bytes - at, &whole);
+        memcpy(out + used, whole ? text + at : replacement, whole ? n : 3);
+        used += whole ? n : 3;
+    }
+    out[used] = 0;
+    return used;
 }
 
 cJSON *cli_json_text(const char *text, size_t bytes)
 {
-    const unsigned char *s = (const unsigned char *)text;
-    char *clean = cli_alloc(3 * bytes + 1, 1), *out = clean;
-    for (size_t i = 0; i < bytes;) {
-        const size_t len = s[i] ? utf8_length(s + i, bytes - i) : 0;
-        memcpy(out, len ? text + i : "\xEF\xBF\xBD", len ? len : 3);
-        out += len ? len : 3;
-        i += len ? len : 1;
-    }
-    *out = 0;
+    char *clean = cli_alloc(3 * bytes + 1, 1);
+    cli_clean_text(text, bytes, clean);
     cJSON *json = cJSON_CreateString(clean);
     free(clean);
     return json;

@@ -1,0 +1,639 @@
+/*
+ * The command as people use and misuse it: exit status, what goes to which stream, every subcommand on a tiny model.
+ * SPDX-License-Identifier: MIT
+ */
+#include "tests/command.h"
+#include "tests/support.h"
+
+#include <cjson/cJSON.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char model[1024]; /* tests/golden/tiny-pmod.gguf */
+static char cat[1024], dog[1024];
+
+/* ---- Helpers ------------------------------------------------------------------------------- */
+
+/* A colourful PPM; equal seeds give equal pictures. */
+static void write_picture(const char *path, unsigned w, unsigned h, uint64_t seed)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    fprintf(f, "P6\n%u %u\n255\n", w, h);
+    for (unsigned i = 0; i < w * h * 3; i++)
+        putc((int)(random_u64(&seed) & 255), f);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    fputs(text, f);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void assert_contains(const char *text, const char *part)
+{
+    if (!strstr(text, part)) fail_msg("\"%s\" is not in \"%s\"", part, text);
+}
+
+/* One message, and nothing else. */
+static void assert_failed(const command_result *r, int status, const char *part)
+{
+    if (r->status != status || count_lines(r->err) != 1)
+        fail_msg("exit %d, not %d; it said: %s", r->status, status, r->err);
+    assert_int_equal(strncmp(r->err, "squint: ", 8), 0);
+    assert_contains(r->err, part);
+}
+
+static void assert_done(const command_result *r)
+{
+    if (r->status) fail_msg("exit %d; it said: %s", r->status, r->err);
+}
+
+static cJSON *parse(const char *text)
+{
+    cJSON *json = cJSON_Parse(text);
+    if (!json) fail_msg("not JSON: %s", text);
+    return json;
+}
+
+static double number(const cJSON *object, const char *key)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    if (!cJSON_IsNumber(item)) fail_msg("no number \"%s\"", key);
+    return item->valuedouble;
+}
+
+static int array_size(const cJSON *object, const char *key)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    if (!cJSON_IsArray(item)) fail_msg("no array \"%s\"", key);
+    return cJSON_GetArraySize(item);
+}
+
+/* ---- Help and misuse ----------------------------------------------------------------------- */
+
+static void help_goes_to_stdout(void **state)
+{
+    (void)state;
+    static const char *const commands[] = {"caption", "info", "quantize", "tokenize", "eval", "bench"};
+    command_result r = RUN("--help");
+    assert_done(&r);
+    assert_string_equal(r.err, "");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        char usage[64];
+        command_result of_command = RUN(commands[i], "--help");
+        snprintf(usage, sizeof usage, "usage: squint %s", commands[i]);
+        assert_done(&of_command);
+        assert_string_equal(of_command.err, "");
+        assert_int_equal(strncmp(of_command.out, usage, strlen(usage)), 0);
+        assert_contains(r.out, commands[i]);
+        command_result_free(&of_command);
+    }
+    command_result_free(&r);
+    r = RUN("--version");
+    assert_done(&r);
+    assert_int_equal(strncmp(r.out, "squint ", 7), 0);
+    command_result_free(&r);
+}
+
+static void misuse_is_told_in_a_line(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *args[8], *says;
+    } cases[] = {
+        {{NULL}, "which command"},
+        {{"captoin"}, "unknown command \"captoin\""},
+        {{"caption"}, "which image"},
+        {{"caption", "--colour", "x.jpg"}, "unknown option \"--colour\""},
+        {{"caption", "-z", "x.jpg"}, "unknown option \"-z\""},
+        {{"caption", "x.jpg", "--prompt"}, "--prompt needs a value"},
+        {{"caption", "--json=yes", "x.jpg"}, "--json takes no value"},
+        {{"caption", "--threads", "four", "x.jpg"},
+         "--threads: \"four\" is not a number from 0 to 256 (0: one per core)"},
+        {{"caption", "--threads", "257", "x.jpg"}, "\"257\" is not a number"},
+        {{"caption", "--threads", "-1", "x.jpg"}, "\"-1\" is not a number"},
+        {{"caption", "--threads", "2 ", "x.jpg"}, "\"2 \" is not a number"},
+        {{"caption", "--threads", "", "x.jpg"}, "\"\" is not a number"},
+        {{"caption", "--seed", "18446744073709551616", "x.jpg"}, "is not a number from 0 to 18446744073709551615"},
+        {{"caption", "--temp", "nan", "x.jpg"}, "--temp: \"nan\" is not a number from 0 to 10"},
+        {{"caption", "--temp", "0x1p3", "x.jpg"}, "--temp"},
+        {{"caption", "--top-p", "1.5", "x.jpg"}, "--top-p: \"1.5\" is not a number from 0 to 1"},
+        {{"caption", "--kv", "f8", "x.jpg"}, "--kv: \"f8\" is none of: auto, f16, f32"},
+        {{"caption", "--isa", "mmx", "x.jpg"}, "\"mmx\""},
+        {{"info", "a", "b"}, "one model"},
+        {{"quantize", "a", "b"}, "--type"},
+        {{"quantize", "--type", "q3", "a", "b"}, "--type: \"q3\" is none of: q8, q4"},
+        {{"quantize", "--type", "q4", "--group", "48", "a", "b"}, "--group"},
+        {{"quantize", "--type", "q4", "a"}, "name the model"},
+        {{"eval"}, "--data"},
+        {{"eval", "--data", "x", "y"}, "\"y\""},
+        {{"bench"}, "image"},
+        {{"bench", "--synthetic", "70b"}, "--synthetic"},
+        {{"bench", "--synthetic", "tiny", "x.jpg"}, "no image"},
+    };
+    setenv("SQUINT_MODEL", model, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        command_result r = run_squint(NULL, cases[i].args);
+        assert_failed(&r, 2, cases[i].says);
+        assert_string_equal(r.out, "");
+        command_result_free(&r);
+    }
+    unsetenv("SQUINT_MODEL");
+}
+
+static void a_missing_default_model_is_told(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "-m", "/nowhere/model.gguf", cat);
+    assert_failed(&r, 1, "/nowhere/model.gguf");
+    command_result_free(&r);
+}
+
+/* ---- caption ------------------------------------------------------------------------------- */
+
+static void a_caption_alone_on_stdout(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "-m", model, cat), quiet = RUN("caption", "-q", "-m", model, cat);
+    assert_done(&r);
+    assert_int_equal(count_lines(r.out), 1);
+    assert_int_equal(count_lines(r.err), 1); /* no bar: stderr is no terminal */
+    assert_contains(r.err, " tok/s)");
+    assert_done(&quiet);
+    assert_string_equal(quiet.err, "");
+    assert_string_equal(quiet.out, r.out);
+    command_result_free(&r);
+    command_result_free(&quiet);
+}
+
+static void several_images_go_on_after_a_failure(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "-q", "-m", model, cat, "/nowhere/x.jpg", dog);
+    assert_failed(&r, 1, "/nowhere/x.jpg");
+    assert_int_equal(count_lines(r.out), 2);
+    assert_int_equal(strncmp(r.out, cat, strlen(cat)), 0);
+    assert_contains(strchr(r.out, '\n') + 1, dog);
+    command_result alone = RUN("caption", "-q", "-m", model, cat);
+    assert_int_equal(strncmp(r.out + strlen(cat) + 2, alone.out, strlen(alone.out)), 0);
+    command_result_free(&r);
+    command_result_free(&alone);
+}
+
+static void standard_input_is_an_image(void **state)
+{
+    (void)state;
+    const char *const args[] = {"caption", "-q", "-m", model, "-", NULL};
+    command_result r = run_squint(cat, args), by_name = RUN("caption", "-q", "-m", model, cat);
+    assert_done(&r);
+    assert_string_equal(r.out, by_name.out);
+    command_result_free(&r);
+    r = run_squint(NULL, args); /* nothing there */
+    assert_failed(&r, 1, "standard input");
+    command_result_free(&r);
+    command_result_free(&by_name);
+}
+
+static void json_is_a_line_an_image(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "-q", "--json", "--threads", "1", "-m", model, cat, "/nowhere/\xFF.jpg", dog);
+    assert_failed(&r, 1, "/nowhere/");
+    assert_int_equal(count_lines(r.out), 3);
+    char *second = strchr(r.out, '\n'), *third = strchr(second + 1, '\n');
+    *second++ = *third++ = 0;
+    cJSON *first = parse(r.out), *bad = parse(second), *last = parse(third);
+    assert_string_equal(cJSON_GetObjectItem(first, "file")->valuestring, cat);
+    assert_true(cJSON_IsString(cJSON_GetObjectItem(first, "caption")));
+    assert_true(number(first, "n_tokens") == array_size(first, "tokens"));
+    assert_true(array_size(first, "kept") > 0);
+    assert_true(number(first, "prompt_tokens") > number(first, "vision_tokens"));
+    assert_true(number(first, "macs") > 0 && number(first, "macs") < number(first, "macs_dense"));
+    assert_true(number(first, "kv_bytes") > 0);
+    assert_true(number(first, "threads") == 1);
+    assert_true(number(cJSON_GetObjectItem(first, "ms"), "prefill") > 0);
+    assert_string_equal(cJSON_GetObjectItem(bad, "file")->valuestring, "/nowhere/\xEF\xBF\xBD.jpg");
+    assert_true(cJSON_IsString(cJSON_GetObjectItem(bad, "error")));
+    assert_string_equal(cJSON_GetObjectItem(last, "file")->valuestring, dog);
+    cJSON_Delete(first);
+    cJSON_Delete(bad);
+    cJSON_Delete(last);
+    command_result_free(&r);
+}
+
+static void a_seed_repeats_a_sample(void **state)
+{
+    (void)state;
+    command_result a = RUN("caption", "-q", "-m", model, "--temp", "5", "--seed", "7", cat);
+    command_result b = RUN("caption", "-q", "-m", model, "--temp", "5", "--seed", "7", cat);
+    command_result c = RUN("caption", "-q", "-m", model, "--temp", "5", "--seed", "8", cat);
+    assert_done(&a);
+    assert_string_equal(a.out, b.out);
+    assert_string_not_equal(a.out, c.out);
+    command_result_free(&a);
+    command_result_free(&b);
+    command_result_free(&c);
+}
+
+/* Ctrl-C while it waits for the second image; the first one's line shows that it is that far. */
+static void ctrl_c_ends_with_130(void **state)
+{
+    (void)state;
+    int in, out;
+    char c = 0;
+    const pid_t pid = start_squint((const char *const[]){"caption", "-q", "-m", model, cat, "-", NULL}, &in, &out);
+    while (c != '\n' && read(out, &c, 1) == 1)
+        continue;
+    kill(pid, SIGINT);
+    assert_int_equal(wait_squint(pid), 130);
+    close(in);
+    close(out);
+}
+
+static void a_full_disk_is_told(void **state)
+{
+    (void)state;
+    if (access("/dev/full", W_OK)) skip();
+    command_result r = run_squint_to("/dev/full", (const char *const[]){"caption", "-q", "-m", model, cat, NULL});
+    assert_failed(&r, 1, "standard output");
+    command_result_free(&r);
+}
+
+/* ---- info, quantize, tokenize -------------------------------------------------------------- */
+
+static void info_tells_what_is_there(void **state)
+{
+    (void)state;
+    command_result r = RUN("info", model), json = RUN("info", "--json", "--tensors", model);
+    assert_done(&r);
+    assert_contains(r.out, "vision tokens");
+    assert_contains(r.out, "multiply-adds");
+    assert_done(&json);
+    cJSON *info = parse(json.out);
+    assert_true(array_size(info, "layer") == (int)number(info, "layers"));
+    assert_true(array_size(info, "tensors") > 10);
+    assert_true(number(info, "mac_share") > 0 && number(info, "mac_share") < 1);
+    cJSON_Delete(info);
+    command_result_free(&r);
+    command_result_free(&json);
+}
+
+/* The share that info estimates is the one that a caption measures. */
+static void info_and_caption_agree(void **state)
+{
+    (void)state;
+    command_result r = RUN("info", "--json", model), c = RUN("caption", "-q", "--json", "-m", model, cat);
+    cJSON *info = parse(r.out), *caption = parse(c.out);
+    const double measured = number(caption, "macs") / number(caption, "macs_dense");
+    assert_true(measured - number(info, "mac_share") < 1e-5 && number(info, "mac_share") - measured < 1e-5);
+    const cJSON *layer = cJSON_GetObjectItem(info, "layer")->child;
+    const cJSON *kept;
+    cJSON_ArrayForEach(kept, cJSON_GetObjectItem(caption, "kept"))
+    {
+        assert_true(kept->valuedouble == number(layer, "vision_tokens"));
+        layer = layer->next;
+    }
+    cJSON_Delete(info);
+    cJSON_Delete(caption);
+    command_result_free(&r);
+    command_result_free(&c);
+}
+
+static void quantised_models_caption(void **state)
+{
+    (void)state;
+    static const char *const types[] = {"f32", "f16", "q8_0", "q4_0", "q8", "q4"};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        const char *path = temp_path(".gguf");
+        command_result r = RUN("quantize", "--type", types[i], "--group", "32", model, path);
+        assert_done(&r);
+        assert_string_equal(r.err, "");
+        assert_contains(r.out, "decoder");
+        command_result_free(&r);
+        r = RUN("caption", "-q", "-m", path, cat);
+        assert_done(&r);
+        command_result_free(&r);
+        r = RUN("info", path);
+        assert_done(&r);
+        assert_contains(r.out, types[i][0] == 'q' && !types[i][2] ? "panels" : "F32");
+        command_result_free(&r);
+        unlink(path);
+    }
+}
+
+/* Writing every weight as F32 changes no caption and no logit. */
+static void f32_is_lossless(void **state)
+{
+    (void)state;
+    const char *path = temp_path(".gguf");
+    command_result r = RUN("quantize", "--type", "f32", model, path);
+    assert_done(&r);
+    command_result_free(&r);
+    command_result a = RUN("caption", "-q", "--temp", "5", "-m", model, cat);
+    command_result b = RUN("caption", "-q", "--temp", "5", "-m", path, cat);
+    assert_string_equal(a.out, b.out);
+    command_result_free(&a);
+    command_result_free(&b);
+    unlink(path);
+}
+
+static void quantize_keeps_its_input(void **state)
+{
+    (void)state;
+    command_result r = RUN("quantize", "--type", "q8", model, model);
+    assert_failed(&r, 2, "overwrite");
+    command_result_free(&r);
+    const char *panels = temp_path(".gguf"), *again = temp_path(".gguf");
+    r = RUN("quantize", "--type", "q8", model, panels);
+    assert_done(&r);
+    command_result_free(&r);
+    r = RUN("quantize", "--type", "q4", panels, again);
+    assert_failed(&r, 1, "panels");
+    assert_int_equal(access(again, F_OK), -1); /* nothing half-written */
+    command_result_free(&r);
+    unlink(panels);
+}
+
+static void tokens_go_there_and_back(void **state)
+{
+    (void)state;
+    command_result r = RUN("tokenize", "-m", model, "a", "red", "circle");
+    assert_done(&r);
+    r.out[strlen(r.out) - 1] = 0;
+    command_result back = RUN("tokenize", "-m", model, "--decode", r.out);
+    assert_string_equal(back.out, "a red circle\n");
+    command_result_free(&back);
+    back = RUN("tokenize", "-m", model, "--decode", "1 2 zwei");
+    assert_failed(&back, 1, "\"zwei\"");
+    command_result_free(&back);
+    back = RUN("tokenize", "-m", model, "--json", "a red circle");
+    cJSON *json = parse(back.out);
+    assert_int_equal(array_size(json, "ids"), array_size(json, "pieces"));
+    cJSON_Delete(json);
+    command_result_free(&back);
+    command_result_free(&r);
+}
+
+/* ---- eval ---------------------------------------------------------------------------------- */
+
+static void add_line(FILE *f, const char *file, const char *first, const char *second, const char *split)
+{
+    cJSON *line = cJSON_CreateObject(), *captions = cJSON_AddArrayToObject(line, "captions");
+    cJSON_AddStringToObject(line, "file", file);
+    cJSON_AddItemToArray(captions, cJSON_CreateString(first));
+    if (second) cJSON_AddItemToArray(captions, cJSON_CreateString(second));
+    if (split) cJSON_AddStringToObject(line, "split", split);
+    char *text = cJSON_PrintUnformatted(line);
+    fprintf(f, "%s\n\n", text);
+    cJSON_free(text);
+    cJSON_Delete(line);
+}
+
+/* Three pictures, four captions. */
+static void write_list(const char *path, const char *cat_says, const char *dog_says)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    add_line(f, cat, "a cat", cat_says, NULL);
+    add_line(f, dog, dog_says, NULL, "val");
+    add_line(f, cat, "no such words", NULL, NULL);
+    assert_int_equal(fclose(f), 0);
+}
+
+static char *caption_of(const char *path)
+{
+    command_result r = RUN("caption", "-q", "-m", model, "--json", path);
+    cJSON *json = parse(r.out);
+    char *text = strdup(cJSON_GetObjectItem(json, "caption")->valuestring);
+    cJSON_Delete(json);
+    command_result_free(&r);
+    return text;
+}
+
+static void eval_scores_captions(void **state)
+{
+    (void)state;
+    char *cat_says = caption_of(cat), *dog_says = caption_of(dog);
+    const char *list = temp_path(".jsonl"), *captions = temp_path(".jsonl");
+    write_list(list, cat_says, dog_says);
+    command_result r = RUN("eval", "-m", model, "--data", list, "--json", "--captions", captions);
+    assert_done(&r);
+    cJSON *json = parse(r.out);
+    assert_true(number(json, "images") == 3 && number(json, "captions") == 4);
+    assert_true(number(json, "nll_token") > 0 && number(json, "nll_word") > number(json, "nll_token"));
+    if (!(number(json, "exact") > 0.66 && number(json, "exact") < 0.67)) fail_msg("exact match: %s", r.out);
+    assert_true(number(json, "mac_ratio") > 0 && number(json, "mac_ratio") < 1);
+    assert_true(number(json, "kv_bytes") < number(json, "kv_bytes_dense"));
+    cJSON_Delete(json);
+    command_result_free(&r);
+    r = RUN("eval", "-m", model, "--data", list, "--split", "val");
+    assert_done(&r);
+    assert_contains(r.out, "exact match    100.00 %");
+    command_result_free(&r);
+    r = RUN("eval", "-m", model, "--data", list, "--shuffle", "--nll", "--limit", "2");
+    assert_done(&r);
+    assert_contains(r.out, "shuffled");
+    command_result_free(&r);
+    unlink(list);
+    unlink(captions);
+    free(cat_says);
+    free(dog_says);
+}
+
+static uint32_t u32_at(const uint8_t *p) { return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24; }
+
+static void dumped_logits_have_their_form(void **state)
+{
+    (void)state;
+    const char *list = temp_path(".jsonl"), *dump = temp_path(".bin");
+    write_list(list, "a cat", "a dog");
+    command_result r = RUN("eval", "-m", model, "--data", list, "--nll", "--dump-logits", dump);
+    assert_done(&r);
+    command_result_free(&r);
+    FILE *f = fopen(dump, "rb");
+    assert_non_null(f);
+    uint8_t head[16], word[4];
+    unsigned records = 0;
+    while (fread(head, 1, sizeof head, f) == sizeof head) {
+        const uint32_t n = u32_at(head + 4), n_vocab = u32_at(head + 8), n_layers = u32_at(head + 12);
+        assert_int_equal(u32_at(head), 0x53514C47);
+        for (uint32_t l = 0; l < n_layers; l++) {
+            assert_int_equal(fread(word, 1, 4, f), 4);
+            const uint32_t kept = u32_at(word);
+            int64_t last = -1;
+            assert_in_range(kept, 1, n);
+            for (uint32_t i = 0; i < kept; i++) {
+                assert_int_equal(fread(word, 1, 4, f), 4);
+                assert_true(u32_at(word) > last && u32_at(word) < n);
+                last = u32_at(word);
+            }
+        }
+        assert_int_equal(fseek(f, (long)n * n_vocab * 4, SEEK_CUR), 0);
+        records++;
+    }
+    assert_int_equal(records, 3);
+    assert_true(feof(f));
+    fclose(f);
+    unlink(dump);
+    unlink(list);
+}
+
+static void bad_lists_are_told_by_line(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"", "no pictures"},
+        {"\n\n", "no pictures"},
+        {"{\"file\": \"x.jpg\", \"captions\": [\"a\"]}\nnonsense\n", ":2: not a JSON object"},
+        {"[1]", ":1: not a JSON object"},
+        {"{\"captions\": [\"a\"]}", ":1: no string \"file\""},
+        {"{\"file\": 7, \"captions\": [\"a\"]}", ":1: no string \"file\""},
+        {"{\"file\": \"x.jpg\"}", ":1: no array \"captions\""},
+        {"{\"file\": \"x.jpg\", \"captions\": \"a\"}", ":1: no array"},
+        {"\n{\"file\": \"x.jpg\", \"captions\": []}", ":2: \"captions\" is empty"},
+        {"{\"file\": \"x.jpg\", \"captions\": [\"a\", null]}", ":1: \"captions\" holds"},
+        {"{\"file\": \"x.jpg\", \"captions\": [\"a\"]}", "x.jpg"}, /* a good list, a missing picture */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *list = temp_path(".jsonl");
+        write_text(list, cases[i].text);
+        command_result r = RUN("eval", "-m", model, "--data", list);
+        assert_failed(&r, 1, cases[i].says);
+        command_result_free(&r);
+        unlink(list);
+    }
+    command_result r = RUN("eval", "-m", model, "--data", "/nowhere");
+    assert_failed(&r, 1, "/nowhere");
+    command_result_free(&r);
+}
+
+/* ---- bench --------------------------------------------------------------------------------- */
+
+static void bench_prints_ratios(void **state)
+{
+    (void)state;
+    command_result r = RUN("bench", "--synthetic", "tiny", "--layers", "3", "--vision", "60", "--text", "8", "--reps",
+                           "2", "--threads", "1", "--json");
+    assert_done(&r);
+    cJSON *json = parse(r.out), *result;
+    assert_int_equal(array_size(json, "results"), 2);
+    cJSON_ArrayForEach(result, cJSON_GetObjectItem(json, "results"))
+    {
+        /* layers 8, 20 and 31 keep 50, 16 and 9 of 60 tokens */
+        assert_true(number(result, "mac_ratio") > 0.45 && number(result, "mac_ratio") < 0.5);
+        assert_true(number(result, "time_ratio") > 0);
+    }
+    assert_true(number(json, "time_ratio") > 0 && number(json, "mac_ratio") > 0);
+    cJSON_Delete(json);
+    command_result_free(&r);
+}
+
+static void bench_times_stages(void **state)
+{
+    (void)state;
+    command_result r = RUN("bench", "-m", model, "--reps", "2", "--json", cat);
+    assert_done(&r);
+    cJSON *json = parse(r.out);
+    assert_true(number(json, "tower") > 0 && number(json, "prefill") > 0);
+    cJSON_Delete(json);
+    command_result_free(&r);
+}
+
+/* ---- The default model on the samples ------------------------------------------------------ */
+
+static void same_text_everywhere(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"../samples/cat.jpg", "../samples/coffee.jpg", "../samples/astronaut.jpg"};
+    char shipped[1024];
+    snprintf(shipped, sizeof shipped, "%s", test_path("../models/squint-caption-pmod-q4.gguf"));
+    if (access(shipped, R_OK)) {
+        print_message("no default model yet: skipped\n");
+        skip();
+    }
+    char sample[3][1024];
+    for (int i = 0; i < 3; i++)
+        snprintf(sample[i], sizeof sample[i], "%s", test_path(names[i]));
+    command_result first = {0};
+    for (int run = 0; run < 4; run++) {
+        command_result r = RUN("caption", "-q", "-m", shipped, "--isa", run & 1 ? "avx2" : "scalar", "--threads",
+                               run & 2 ? "2" : "1", sample[0], sample[1], sample[2]);
+        if (r.status == 2 && strstr(r.err, "avx2")) { /* not on this CPU */
+            command_result_free(&r);
+            continue;
+        }
+        assert_done(&r);
+        assert_int_equal(count_lines(r.out), 3);
+        if (!run) {
+            first = r;
+            continue;
+        }
+        assert_string_equal(r.out, first.out);
+        command_result_free(&r);
+    }
+    command_result_free(&first);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    snprintf(model, sizeof model, "%s", test_path("golden/tiny-pmod.gguf"));
+    snprintf(cat, sizeof cat, "%s", temp_path(".ppm"));
+    snprintf(dog, sizeof dog, "%s", temp_path(".ppm"));
+    write_picture(cat, 64, 48, 1);
+    write_picture(dog, 40, 90, 2);
+    unsetenv("SQUINT_MODEL");
+    unsetenv("SQUINT_ISA");
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    unlink(cat);
+    unlink(dog);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(help_goes_to_stdout),
+        cmocka_unit_test(misuse_is_told_in_a_line),
+        cmocka_unit_test(a_missing_default_model_is_told),
+        cmocka_unit_test(a_caption_alone_on_stdout),
+        cmocka_unit_test(several_images_go_on_after_a_failure),
+        cmocka_unit_test(standard_input_is_an_image),
+        cmocka_unit_test(json_is_a_line_an_image),
+        cmocka_unit_test(a_seed_repeats_a_sample),
+        cmocka_unit_test(ctrl_c_ends_with_130),
+        cmocka_unit_test(a_full_disk_is_told),
+        cmocka_unit_test(info_tells_what_is_there),
+        cmocka_unit_test(info_and_caption_agree),
+        cmocka_unit_test(quantised_models_caption),
+        cmocka_unit_test(f32_is_lossless),
+        cmocka_unit_test(quantize_keeps_its_input),
+        cmocka_unit_test(tokens_go_there_and_back),
+        cmocka_unit_test(eval_scores_captions),
+        cmocka_unit_test(dumped_logits_have_their_form),
+        cmocka_unit_test(bad_lists_are_told_by_line),
+        cmocka_unit_test(bench_prints_ratios),
+        cmocka_unit_test(bench_times_stages),
+        cmocka_unit_test(same_text_everywhere),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
