@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -96,8 +95,7 @@ enum { FILE_MOST = 256 << 20 };
 static squint_err io_failure(const char *path, const char *what, int error, squint_msg *msg)
 {
     char why[128];
-    if (strerror_r(error, why, sizeof why)) why[0] = '\0';
-    return sq_fail(msg, SQUINT_ERR_IO, "%s cannot be %s: %s", path, what, why);
+    return sq_fail(msg, SQUINT_ERR_IO, "%s cannot be %s: %s", path, what, sq_errno_text(error, why, sizeof why));
 }
 
 static squint_err file_size(int fd, const char *path, size_t *size, squint_msg *msg)
