@@ -179,7 +179,7 @@ static squint_err out_of_memory(const sq_gguf *g, squint_msg *msg)
 static squint_err check_version(const parser *p, uint32_t version)
 {
     if (version == 2 || version == 3) return SQUINT_OK;
-    if (version << 8 == 0)
+    if (version && version << 8 == 0)
         return fail_at(p, SQUINT_ERR_UNSUPPORTED, 4,
                        "a big-endian GGUF file; convert it to little-endian (gguf_convert_endian.py)");
     return fail_at(p, SQUINT_ERR_UNSUPPORTED, 4, "GGUF version %lu; squint reads version 3: convert the model again",
@@ -392,6 +392,7 @@ static squint_err read_tensor_infos(parser *p, uint64_t *offsets)
     sq_gguf *g = p->g;
     uint32_t alignment;
     squint_err err = read_alignment(p, &alignment);
+    if (err) return err;
     for (uint64_t i = 0; !err && i < g->n_tensors; i++)
         err = read_tensor(p, i, &g->tensors[i], &offsets[i]);
     const size_t padding = (alignment - p->c.pos % alignment) % alignment;
