@@ -7,29 +7,28 @@
 #include <string.h>
 
 /*
- * before, the image, after_image, the user's prompt, after. LLaVA's conversation.py: with two separators
+ * Before, the image, after_image, the user's prompt, after. LLaVA's conversation.py: with two separators
  * the system text and the user's turn end in a space, and the answer begins after "ASSISTANT:" without
  * one; with a single separator that stands between all parts.
  */
-typedef struct template
-{
+typedef struct form {
     const char *name;
     const char *before, *after_image, *after;
     const char *prompt; /* when the caller has none */
-}
-template;
+    bool continued;     /* the prompt begins the answer: a text of its own, after everything else */
+} form;
 
 #define SYSTEM(who)                                                                                                    \
     "A chat between a curious " who " and an artificial intelligence assistant. The assistant gives helpful, "         \
     "detailed, and polite answers to the " who "'s questions."
 #define DESCRIBE "Describe this image in one sentence."
 
-static const template templates[] = {
-    {"vicuna_v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE},
-    {"v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE},
-    {"llava_v1", SYSTEM("human") " USER: ", "\n", " ASSISTANT:", DESCRIBE},
-    {"llava_v0", SYSTEM("human") "###Human: ", "\n", "###Assistant:", DESCRIBE},
-    {"plain", "", "", "", ""},
+static const form forms[] = {
+    {"vicuna_v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
+    {"v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
+    {"llava_v1", SYSTEM("human") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
+    {"llava_v0", SYSTEM("human") "###Human: ", "\n", "###Assistant:", DESCRIBE, false},
+    {"plain", "", "\n", "", "", true},
 };
 
 enum { MAX_FIXED = 256 }; /* bytes of `before`, and of all that is after the image but the caller's prompt */
@@ -37,20 +36,20 @@ enum { MAX_FIXED = 256 }; /* bytes of `before`, and of all that is after the ima
 static_assert(sizeof SYSTEM("human") "###Human: " <= MAX_FIXED, "the longest text before an image");
 static_assert(sizeof "\n" DESCRIBE "###Assistant:" <= MAX_FIXED, "the longest text after it");
 
-static const template *find_template(sq_str name)
+static const form *find_form(sq_str name)
 {
-    for (size_t i = 0; i < SQ_COUNT(templates); i++)
-        if (sq_str_eq(name, templates[i].name)) return &templates[i];
+    for (size_t i = 0; i < SQ_COUNT(forms); i++)
+        if (sq_str_eq(name, forms[i].name)) return &forms[i];
     return NULL;
 }
 
-bool sq_prompt_known(sq_str template_name) { return find_template(template_name) != NULL; }
+bool sq_prompt_known(sq_str template_name) { return find_form(template_name) != NULL; }
 
 size_t sq_prompt_max_ids(size_t prompt_bytes)
 {
-    /* BOS, image, and a token a byte with one more for each chunk's space */
+    /* BOS, image, a token a byte, and one more for the space in front of each of three texts */
     size_t ids;
-    return sq_add(prompt_bytes, 2 + 2 * (MAX_FIXED + 1), &ids) ? ids : SIZE_MAX;
+    return sq_add(prompt_bytes, 2 + 2 * MAX_FIXED + 3, &ids) ? ids : SIZE_MAX;
 }
 
 size_t sq_prompt_scratch(size_t prompt_bytes)
@@ -95,8 +94,8 @@ static size_t join(char *out, const char *a, const char *b, const char *c)
 squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char *prompt, void *scratch,
                          size_t scratch_bytes, uint32_t *out, size_t max_out, size_t *n_out, squint_msg *msg)
 {
-    const template *form = find_template(template_name);
-    if (!form)
+    const form *f = find_form(template_name);
+    if (!f)
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
                        "prompt template \"%.*s\" is not one of vicuna_v1, llava_v1, llava_v0, plain",
                        template_name.len < 64 ? (int)template_name.len : 64, template_name.s);
@@ -110,9 +109,11 @@ squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char
     char *text = scratch;
     ids s = {t, text + MAX_FIXED + prompt_bytes, out, 0, max_out, false};
     if (sq_tokenizer_add_bos(t)) add_id(&s, sq_tokenizer_bos(t));
-    add_text(&s, form->before, strlen(form->before));
+    add_text(&s, f->before, strlen(f->before));
     add_id(&s, SQ_IMAGE_TOKEN);
-    add_text(&s, text, join(text, form->after_image, prompt ? prompt : form->prompt, form->after));
+    if (!prompt) prompt = f->prompt;
+    add_text(&s, text, join(text, f->after_image, f->continued ? "" : prompt, f->after));
+    if (f->continued) add_text(&s, prompt, strlen(prompt));
     if (s.failed) return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt is longer than %zu tokens", max_out);
     *n_out = s.n;
     return SQUINT_OK;

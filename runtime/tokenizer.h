@@ -56,7 +56,7 @@ size_t sq_tokenizer_max_piece(const sq_tokenizer *t);
  *
  *   "vicuna_v1", "llava_v1", "llava_v0"  system, roles and separators as LLaVA's conversation.py; the user's
  *                turn is "<image>\n" + prompt
- *   "plain"      BOS, the image, then the prompt as the beginning of the caption
+ *   "plain"      BOS, the image, "\n", then the prompt as the beginning of the caption, a chunk of its own
  *
  * "v1" is another name of "vicuna_v1". Special tokens in the prompt are plain text.
  *

@@ -18,12 +18,13 @@ SPDX-License-Identifier: MIT
 import io
 import os
 import random
+import sys
 
 import sentencepiece
 
-import gguf_writer as gguf
-
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.join(HERE, "../../tools/train"))
+import gguf  # noqa: E402
 USER_DEFINED = ["<cat>", "<cat>nip", "\u2581::\u2581"]
 
 COLOURS = "red green blue yellow grey white black brown orange purple".split()
@@ -125,7 +126,7 @@ def prompts(sp):
         default = "" if name == "plain" else "Describe this image in one sentence."
         for prompt in [None, "", "What is this?", "  two\nlines </s> ", "caf\u00e9 \U0001f600"]:
             before, after = form.format(default if prompt is None else prompt).split("<image>")
-            ids = [1] + sp.encode(before) + [-200] + sp.encode(after)
+            ids = [1] + sp.encode(before) + [-200] + sum(map(sp.encode, after.split("<answer>")), [])
             if name == "plain" and prompt:  # the beginning of the caption, a text of its own
                 ids += sp.encode(prompt)
             shown = "default" if prompt is None else hexed(prompt)
