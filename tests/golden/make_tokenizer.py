@@ -25,6 +25,7 @@ import sentencepiece
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(os.path.join(HERE, "../../tools/train"))
 import gguf  # noqa: E402
+
 USER_DEFINED = ["<cat>", "<cat>nip", "\u2581::\u2581"]
 
 COLOURS = "red green blue yellow grey white black brown orange purple".split()

@@ -1,12 +1,14 @@
-"""A GGUF v3 writer for goldens: keys and tensors in, one file out.
+"""A GGUF v3 writer: keys and tensors in, one file out.
 
 SPDX-License-Identifier: MIT
 """
 
 import struct
 
+import numpy as np
+
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
-TENSOR_F32 = 0
+TENSOR_TYPES = {"float32": 0, "float16": 1, "int8": 24, "int32": 26}
 
 
 def string(text):
@@ -30,8 +32,12 @@ def value(kind, v):
     return struct.pack("<I", kind) + SCALARS[kind](v)
 
 
-def write(path, keys, tensors=(), alignment=32):
-    """keys: [(name, kind, value)]; tensors: [(name, numpy float32 array)], rows first as in numpy."""
+def write(path, keys, tensors=()):
+    """
+    keys: [(name, kind, value)]; "general.alignment" among them is heeded. tensors: [(name, numpy array)] of a type
+    in TENSOR_TYPES, rows first as in numpy.
+    """
+    alignment = {name: v for name, _, v in keys}.get("general.alignment", 32)
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)))
     for name, kind, v in keys:
         head += string(name) + value(kind, v)
@@ -39,8 +45,8 @@ def write(path, keys, tensors=(), alignment=32):
     for name, array in tensors:
         head += string(name) + struct.pack("<I", array.ndim)
         head += b"".join(struct.pack("<Q", n) for n in reversed(array.shape))
-        head += struct.pack("<IQ", TENSOR_F32, len(data))
-        data += array.astype("<f4").tobytes()
+        head += struct.pack("<IQ", TENSOR_TYPES[array.dtype.name], len(data))
+        data += np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
         data += bytes(-len(data) % alignment)
     head += bytes(-len(head) % alignment) if tensors else b""
     with open(path, "wb") as f:
