@@ -237,9 +237,13 @@ class Captioner(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.05)
 
+    def project(self, tokens):
+        """The tower's tokens to the decoder's input rows [B,n,dim]."""
+        return self.project2(F.gelu(self.project1(tokens)))
+
     def vision_tokens(self, pixels):
         """Pixels to the decoder's input rows [B,n,dim]."""
-        return self.project2(F.gelu(self.project1(self.tower(pixels))))
+        return self.project(self.tower(pixels))
 
     def forward(self, vision, text, positions, mask, bos=1, trace=None):
         """

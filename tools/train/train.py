@@ -59,7 +59,7 @@ class Run:
     def update(self, losses):
         """One step along the gradients that are there; losses are for the log."""
         for name, value in losses.items():
-            self.sums.setdefault(name, []).append(float(value))
+            self.sums.setdefault(name, []).append(value.item())
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * self.schedule()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -178,7 +178,7 @@ class CaptionData:
     def scenes_batch(self, rng, count):
         index = np.sort(rng.integers(0, len(self.drawn), count))
         pixels = normalise(torch.from_numpy(data.jitter(self.drawn.pictures[index], rng)))
-        return pixels, data.collate([self.rows([self.drawn.caption(i)]) for i in index])
+        return index, pixels, data.collate([self.rows([self.drawn.caption(i)]) for i in index])
 
     def photos_batch(self, rng, count):
         pick, flip = rng.integers(0, len(self.pictures), count), rng.random(count) < 0.5
@@ -187,46 +187,87 @@ class CaptionData:
         return normalise(torch.from_numpy(data.jitter(pixels, rng))), data.collate(rows)
 
 
-def caption_loss(model, pixels, sequence):
-    """Mean cross-entropy of the caption tokens."""
+def caption_loss(model, tokens, sequence):
+    """Mean cross-entropy of the caption tokens, from the tower's tokens."""
     text, target, position, mask = sequence
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model(model.vision_tokens(pixels), text, position, mask)
-        chosen = target >= 0
-        logits = model.logits(hidden[chosen])
-    return F.cross_entropy(logits.float(), target[chosen])
+    hidden = model(model.project(tokens), text, position, mask)
+    chosen = target >= 0
+    return F.cross_entropy(model.logits(hidden[chosen]).float(), target[chosen])
+
+
+def load_teacher(args, config):
+    """The tower and its heads as the tower command left them; the heads go on teaching the tower."""
+    state = torch.load(args.tower, map_location="cpu")["model"]
+    tasks = TowerTasks(config, state["names.bias"].numel(), state["words.bias"].numel())
+    tasks.load_state_dict(state)
+    return tasks
+
+
+def captioner_weights(checkpoint):
+    """The weights of the captioner alone in a checkpoint of the caption command."""
+    return {k[len("captioner."):]: v for k, v in checkpoint["model"].items() if k.startswith("captioner.")}
 
 
 def start_weights(args, model):
-    """Weights of an earlier run: a tower alone, or a whole captioner whose routers (if any) are new here."""
-    if args.tower:
-        state = torch.load(args.tower, map_location="cpu")["model"]
-        model.tower.load_state_dict({k[len("tower."):]: v for k, v in state.items() if k.startswith("tower.")})
+    """Weights of an earlier captioner; routers that it has not are new."""
     if args.init:
-        state = torch.load(args.init, map_location="cpu")["model"]
+        state = captioner_weights(torch.load(args.init, map_location="cpu"))
         missing, unexpected = model.load_state_dict(state, strict=False)
         strange = [k for k in missing if not k.startswith("routers.")] + unexpected
         if strange:
             raise SystemExit(f"{args.init}: not a captioner of these shapes: {strange[:3]}")
 
 
+class CaptionTasks(nn.Module):
+    """A captioner, and (with --tower) the heads that keep teaching its tower."""
+
+    def __init__(self, args, config):
+        super().__init__()
+        self.captioner = Captioner(config)
+        self.heads = None
+        if args.tower:
+            self.heads = load_teacher(args, config)
+            self.captioner.tower = self.heads.tower
+        start_weights(args, self.captioner)
+
+    def parameter_groups(self, lr, tower_rate):
+        """The tower learns slower, or not at all."""
+        tower = list(self.captioner.tower.parameters())
+        for p in tower:
+            p.requires_grad_(tower_rate > 0)
+        ids = {id(p) for p in tower}
+        rest = [p for p in self.parameters() if id(p) not in ids]
+        return [{"params": rest, "lr": lr}] + ([{"params": tower, "lr": lr * tower_rate}] if tower_rate else [])
+
+    def tokens(self, pixels):
+        frozen = not next(self.captioner.tower.parameters()).requires_grad
+        self.captioner.tower.train(not frozen)
+        with torch.set_grad_enabled(not frozen):
+            return self.captioner.tower(pixels)
+
+
 def caption(args):
     config = Config(mod=args.mod)
     torch.manual_seed(args.seed)
-    model = Captioner(config)
-    start_weights(args, model)
-    slow = list(model.tower.parameters())
-    rest = [p for n, p in model.named_parameters() if not n.startswith("tower.")]
-    run = Run(args, model, [{"params": rest, "lr": args.lr}, {"params": slow, "lr": args.lr * args.tower_rate}])
+    model = CaptionTasks(args, config)
+    run = Run(args, model, model.parameter_groups(args.lr, args.tower_rate))
     batches = CaptionData(args, config)
     n_scenes, n_photos = args.batch
     while run.step < args.steps:
         rng = run.rng()
-        drawn = caption_loss(model, *batches.scenes_batch(rng, n_scenes))
-        (drawn * args.scene_weight).backward()
-        photo = caption_loss(model, *batches.photos_batch(rng, n_photos))
-        photo.backward()
-        run.update({"scenes": drawn, "photos": photo})
+        index, drawn_pixels, drawn_text = batches.scenes_batch(rng, n_scenes)
+        photo_pixels, photo_text = batches.photos_batch(rng, n_photos)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = model.tokens(torch.cat((drawn_pixels, photo_pixels)))
+            losses = {"scenes": caption_loss(model.captioner, tokens[:n_scenes], drawn_text),
+                      "photos": caption_loss(model.captioner, tokens[n_scenes:], photo_text)}
+            total = losses["scenes"] * args.scene_weight + losses["photos"]
+            if model.heads is not None:
+                targets = torch.from_numpy(batches.drawn.cell_targets(index))
+                losses["cells"], losses["right"] = model.heads.cell_loss(tokens[:n_scenes], targets)
+                total = total + losses["cells"]
+        total.backward()
+        run.update(losses)
     run.save(config=config.to_dict())
 
 
@@ -266,9 +307,9 @@ def main():
     sub = commands.add_parser("caption", help="train the captioner")
     common(sub, 2000, 1e-3, [24, 12])
     sub.add_argument("--vocab", required=True, help="prefix given to vocab --out")
-    sub.add_argument("--tower", help="checkpoint of the tower to start from")
+    sub.add_argument("--tower", help="checkpoint of the tower command to start from; its heads go on teaching")
     sub.add_argument("--init", help="checkpoint of a captioner to start from, dense or not")
-    sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr")
+    sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr; 0 freezes it")
     sub.add_argument("--scene-weight", type=float, default=1.0, help="weight of the drawn scenes' loss")
     sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
     sub.set_defaults(run=caption)
