@@ -65,7 +65,6 @@ enum {
     JPEG_DAC = 0xCC,
     JPEG_SOF15 = 0xCF,
     JPEG_RST0 = 0xD0,
-    JPEG_RST7 = 0xD7,
     JPEG_SOS = 0xDA,
     JPEG_TEM = 0x01,
 };
@@ -80,10 +79,10 @@ typedef struct jpeg {
     uint8_t id[4], h[4], v[4];
     unsigned seen;           /* components that a scan held, bit by bit */
     uint64_t blocks, visits; /* 8x8 blocks of the picture; the same times scans */
-    uint64_t scan_bytes;     /* entropy-coded */
+    uint64_t loose_bytes;    /* between segments: the scans' data */
 } jpeg;
 
-/* The next marker, after any padding; 0 at the end of the file. */
+/* The next marker, after a scan's data (where FF is followed by 0) or padding; 0 at the end of the file. */
 static uint8_t next_marker(check *c)
 {
     while (left(c)) {
@@ -160,13 +159,6 @@ static squint_err jpeg_scan(jpeg *j, const uint8_t *p, size_t n)
             if (p[1 + 2 * k] == j->id[i]) j->seen |= 1u << i;
     j->visits += j->blocks;
     if (j->visits > JPEG_MAX_BLOCK_VISITS) return damaged(c, "it has far too many scans");
-
-    const size_t start = c->pos;
-    for (; left(c) >= 2; c->pos++) {
-        const uint8_t next = c->data[c->pos + 1];
-        if (c->data[c->pos] == 0xFF && next != 0 && next != 0xFF && (next < JPEG_RST0 || next > JPEG_RST7)) break;
-    }
-    j->scan_bytes += c->pos - start;
     return SQUINT_OK;
 }
 
@@ -191,15 +183,19 @@ static squint_err check_jpeg(check *c)
 {
     jpeg j = {.c = c};
     c->pos = 2;
-    for (uint8_t marker; (marker = next_marker(c)) != JPEG_EOI;) {
+    for (;;) {
+        const size_t start = c->pos;
+        const uint8_t marker = next_marker(c);
+        j.loose_bytes += c->pos - start;
         if (!marker) return cut_off(c);
+        if (marker == JPEG_EOI) break;
         if (marker == JPEG_TEM || (marker >= JPEG_RST0 && marker <= JPEG_SOI)) continue;
         const squint_err err = jpeg_segment(&j, marker);
         if (err) return err;
     }
     if (!j.n_components || j.seen != (1u << j.n_components) - 1) return damaged(c, "a channel has no data");
     /* No code is shorter than a bit, and each block has one at least. */
-    if (j.scan_bytes < j.blocks / 8) return damaged(c, "too little data for a picture of its size");
+    if (j.loose_bytes < j.blocks / 8) return damaged(c, "too little data for a picture of its size");
     return SQUINT_OK;
 }
 
