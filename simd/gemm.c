@@ -51,12 +51,13 @@ typedef struct kind {
 
 static const kind kind_i8 = {line_i8, 4, 128}, kind_i4 = {line_i4, 8, 8};
 
-static void load_scales(const sq_panels *w, const uint8_t *scales, uint32_t g, float sw[NR])
+/* Of group g; 1 for now when the channels have one scale each. */
+static void group_scales(const sq_panels *w, const uint8_t *scales, uint32_t g, float sw[NR])
 {
     for (uint32_t c = 0; c < NR; c++) {
-        uint16_t bits;
-        memcpy(&bits, scales + (g * NR + c) * sizeof bits, sizeof bits);
-        sw[c] = w->group ? sq_f16_to_f32(bits) : 1.0f;
+        uint16_t bits = 0x3c00;
+        if (w->group) memcpy(&bits, scales + (g * NR + c) * sizeof bits, sizeof bits);
+        sw[c] = sq_f16_to_f32(bits);
     }
 }
 
@@ -75,7 +76,7 @@ static void product(const kind *t, const sq_panels *w, const uint8_t *panel, con
         for (uint32_t k = k0; k < end; k += t->k_line) {
             t->line(panel + (size_t)(k / t->k_line) * LINE, q + (size_t)k * MR, sum);
         }
-        load_scales(w, scales, g, sw);
+        group_scales(w, scales, g, sw);
         for (int r = 0; r < MR; r++) {
             const int32_t offset = t->zero * a->sum[row0 + r];
             for (int c = 0; c < NR; c++)
