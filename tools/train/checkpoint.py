@@ -1,0 +1,22 @@
+"""Captioners from the checkpoints that train.py writes.
+
+SPDX-License-Identifier: MIT
+"""
+
+import torch
+
+from model import Captioner, Config
+
+PREFIX = "captioner."
+
+
+def load_captioner(path):
+    """A captioner in evaluation mode. A run that is not done yet has saved no shapes: they are the default ones."""
+    checkpoint = torch.load(path, map_location="cpu")
+    weights = {k[len(PREFIX):]: v for k, v in checkpoint["model"].items() if k.startswith(PREFIX)}
+    if not weights:
+        raise SystemExit(f"{path}: holds no captioner")
+    config = checkpoint.get("config") or {"mod": any(k.startswith("routers.") for k in weights)}
+    model = Captioner(Config(**config))
+    model.load_state_dict(weights)
+    return model.eval()
