@@ -388,9 +388,12 @@ static double scale_at(const sq_panels *w, uint32_t j, uint32_t g)
     const uint8_t *scales = w->data + j / 16 * sq_panel_bytes(w) + sq_panel_weight_bytes(w);
     float f;
     uint16_t h;
-    memcpy(&f, scales + j % 16 * 4, sizeof f);
+    if (!w->group) {
+        memcpy(&f, scales + j % 16 * 4, sizeof f);
+        return f;
+    }
     memcpy(&h, scales + (g * 16 + j % 16) * 2, sizeof h);
-    return w->group ? sq_f16_to_f32(h) : f;
+    return sq_f16_to_f32(h);
 }
 
 /* Row i times channel j in double (exact but for its own rounding), and the sum of the groups' sizes. */
