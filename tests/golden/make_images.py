@@ -192,6 +192,8 @@ def make_bmp():
     palette = b"".join(bytes([i, (3 * i) % 256, (7 * i) % 256, 0]) for i in range(256))
     pillow("pillow24.bmp", Image.fromarray(photo()), format="BMP")
     save("top-down24.bmp", bmp([r.tobytes() for r in bgr[::-1]], W, -H, 24))
+    old = struct.pack("<IHHIIHHHH", 26 + H * 88, 0, 0, 26, 12, W, H, 1, 24)  # OS/2's header
+    save("os2-24.bmp", b"BM" + old + b"".join(r.tobytes() + b"\0" for r in bgr))
     four = np.concatenate([bgr, np.full((H, W, 1), 9, np.uint8)], 2)
     save("32.bmp", bmp([r.tobytes() for r in four], W, H, 32))
     fields = struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF)
