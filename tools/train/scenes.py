@@ -69,17 +69,25 @@ def place(obj):
     return f"in the {ROWS[row]} {COLUMNS[column]}"
 
 
+def side_by_side(a, b):
+    """Whether two objects are told apart by left and right, not by above and below."""
+    return abs(a["x"] - b["x"]) > abs(a["y"] - b["y"])
+
+
+def in_order(objects):
+    """Objects in the order in which the caption names them: from the left, or two of them from the top."""
+    across = len(objects) != 2 or side_by_side(*objects)
+    return sorted(objects, key=lambda o: o["x" if across else "y"])
+
+
 def caption(objects):
     """The one right caption of a scene."""
-    ordered = sorted(objects, key=lambda o: o["x"])
+    ordered = in_order(objects)
     if len(ordered) == 1:
         return f"{noun(ordered[0])} {place(ordered[0])}"
     if len(ordered) == 2:
-        a, b = ordered
-        if abs(a["x"] - b["x"]) > abs(a["y"] - b["y"]):
-            return f"{noun(a)} left of {noun(b)}"
-        a, b = sorted(objects, key=lambda o: o["y"])
-        return f"{noun(a)} above {noun(b)}"
+        relation = "left of" if side_by_side(*ordered) else "above"
+        return f"{noun(ordered[0])} {relation} {noun(ordered[1])}"
     return ", ".join(map(noun, ordered[:-1])) + " and " + noun(ordered[-1])
 
 

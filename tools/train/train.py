@@ -26,6 +26,8 @@ from model import Captioner, Config, Tower, normalise
 
 SAVE_EVERY_S = 180
 WORDS = 1000
+# What a cell of a drawn scene may show, nothing included: shape, colour, size, place in the caption.
+CELL_CLASSES = tuple(len(c) + 1 for c in (scenes.SHAPES, scenes.COLOURS, scenes.SIZES, range(scenes.MAX_OBJECTS)))
 
 
 class Run:
@@ -105,13 +107,12 @@ class TowerTasks(nn.Module):
     def __init__(self, config, classes, words):
         super().__init__()
         self.tower = Tower(config)
-        self.cells = nn.Linear(config.v_dim, len(scenes.SHAPES) + len(scenes.COLOURS) + len(scenes.SIZES) + 3)
+        self.cells = nn.Linear(config.v_dim, sum(CELL_CLASSES))
         self.names = nn.Linear(config.v_dim, classes)
         self.words = nn.Linear(config.v_dim, words)
 
     def cell_loss(self, tokens, targets):
-        widths = (len(scenes.SHAPES) + 1, len(scenes.COLOURS) + 1, len(scenes.SIZES) + 1)
-        parts = self.cells(tokens).float().split(widths, -1)
+        parts = self.cells(tokens).float().split(CELL_CLASSES, -1)
         covered = targets[..., 0] > 0
         loss, right = 0.0, torch.ones_like(covered)
         weight = torch.where(covered, 3.0, 0.5)
