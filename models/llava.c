@@ -340,7 +340,7 @@ static void plan(squint_session *s, sq_arena *arena)
     const size_t start = arena->used;
     if (net->vit.n_layers) sq_vit_plan(s, net, state, arena);
     const size_t tower_end = arena->used;
-    arena->used = start;
+    sq_arena_overlay(arena, start);
     sq_decoder_plan(s, &net->decoder, state, arena);
     if (arena->used < tower_end) arena->used = tower_end;
 }

@@ -90,3 +90,8 @@ void *sq_take(sq_arena *arena, size_t n, size_t size)
     arena->used = end;
     return part;
 }
+
+void sq_arena_overlay(sq_arena *arena, size_t used)
+{
+    if (!ARENA_GAP) arena->used = used;
+}

@@ -56,6 +56,10 @@ typedef struct sq_arena {
 
 /** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. */
 void *sq_take(sq_arena *arena, size_t n, size_t size);
+/** Goes back to where the arena was when it had `used` bytes: what is taken next shares memory with what was taken since
+ *  then, for parts that are never in use at the same time. Built with ASan it does nothing, as the gaps of some parts
+ *  would lie within others. */
+void sq_arena_overlay(sq_arena *arena, size_t used);
 
 /* ---- Threads ------------------------------------------------------------------------------ */
 
@@ -70,6 +74,8 @@ typedef void sq_job_fn(void *ctx, unsigned chunk, unsigned worker);
 
 squint_err sq_pool_open(sq_pool **out, unsigned n_threads, const squint_allocator *a, squint_msg *msg);
 void sq_pool_close(sq_pool **pool);
+/** Bytes that a pool takes from the allocator. */
+size_t sq_pool_bytes(unsigned n_threads);
 unsigned sq_pool_threads(const sq_pool *pool);
 /** Runs fn for every chunk and returns when all are done. A pool of one thread makes no system call. */
 void sq_pool_run(sq_pool *pool, unsigned n_chunks, sq_job_fn *fn, void *ctx);

@@ -91,7 +91,8 @@ size_t squint_session_bytes(const squint_model *model, const squint_session_opti
     s.limits = limits_of(model, &s.options);
     plan(&s);
     size_t bytes;
-    return !s.arena.full && sq_add(s.arena.used, sizeof s + ALIGN, &bytes) ? bytes : SIZE_MAX;
+    const size_t rest = sizeof s + ALIGN + sq_pool_bytes(s.options.threads);
+    return !s.arena.full && sq_add(s.arena.used, rest, &bytes) ? bytes : SIZE_MAX;
 }
 
 static squint_err take_memory(squint_session *s, squint_msg *msg)

@@ -119,10 +119,12 @@ void sq_pool_run(sq_pool *pool, unsigned n_chunks, sq_job_fn *fn, void *ctx)
     }
 }
 
+size_t sq_pool_bytes(unsigned n_threads) { return sizeof(sq_pool) + n_threads * sizeof(worker); }
+
 squint_err sq_pool_open(sq_pool **out, unsigned n_threads, const squint_allocator *a, squint_msg *msg)
 {
     *out = NULL;
-    const size_t bytes = sizeof(sq_pool) + n_threads * sizeof(worker);
+    const size_t bytes = sq_pool_bytes(n_threads);
     sq_pool *pool = sq_alloc(a, bytes);
     if (!pool) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for %u threads", n_threads);
     *pool = (sq_pool){.alloc = *a, .bytes = bytes, .n_threads = n_threads, .n_started = 1};
