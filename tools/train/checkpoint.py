@@ -10,10 +10,15 @@ from model import Captioner, Config
 PREFIX = "captioner."
 
 
+def captioner_weights(checkpoint):
+    """The weights of the captioner alone in a checkpoint of the caption command."""
+    return {k[len(PREFIX):]: v for k, v in checkpoint["model"].items() if k.startswith(PREFIX)}
+
+
 def load_captioner(path):
     """A captioner in evaluation mode. A run that is not done yet has saved no shapes: they are the default ones."""
     checkpoint = torch.load(path, map_location="cpu")
-    weights = {k[len(PREFIX):]: v for k, v in checkpoint["model"].items() if k.startswith(PREFIX)}
+    weights = captioner_weights(checkpoint)
     if not weights:
         raise SystemExit(f"{path}: holds no captioner")
     config = checkpoint.get("config") or {"mod": any(k.startswith("routers.") for k in weights)}

@@ -22,6 +22,7 @@ from torch import nn
 
 import data
 import scenes
+from checkpoint import captioner_weights
 from model import Captioner, Config, Tower, normalise
 
 SAVE_EVERY_S = 180
@@ -202,11 +203,6 @@ def load_teacher(args, config):
     tasks = TowerTasks(config, state["names.bias"].numel(), state["words.bias"].numel())
     tasks.load_state_dict(state)
     return tasks
-
-
-def captioner_weights(checkpoint):
-    """The weights of the captioner alone in a checkpoint of the caption command."""
-    return {k[len("captioner."):]: v for k, v in checkpoint["model"].items() if k.startswith("captioner.")}
 
 
 def start_weights(args, model):
