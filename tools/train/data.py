@@ -60,14 +60,6 @@ def load_tiles(folder, split):
     return np.stack(tiles), np.array(labels), names
 
 
-def object_ranks(row):
-    """For each object of a scene its place in the caption, from 0; -1 for none."""
-    objects = scenes.row_objects(row)
-    ordered = scenes.in_order(objects)
-    ranks = [next(i for i, o in enumerate(ordered) if o is obj) for obj in objects]
-    return np.array(ranks + [-1] * (scenes.MAX_OBJECTS - len(ranks)))
-
-
 class Scenes:
     """A rendered training set of drawn scenes, mapped from disk."""
 
@@ -75,7 +67,6 @@ class Scenes:
         self.pictures = np.load(os.path.join(folder, "pictures.npy"), mmap_mode="r")
         self.objects = np.load(os.path.join(folder, "objects.npy"))
         self.cells = np.load(os.path.join(folder, "cells.npy"))
-        self.ranks = np.stack([object_ranks(row) for row in self.objects])
 
     def __len__(self):
         return len(self.objects)
@@ -84,9 +75,8 @@ class Scenes:
         return scenes.caption(scenes.row_objects(self.objects[i]))
 
     def cell_targets(self, index):
-        """[B, cells, 4]: shape, colour, size and place in the caption of the object that covers a cell; 0: none."""
-        known = np.concatenate([self.objects[index][..., :3], self.ranks[index][..., None]], -1)
-        first = known.astype(np.int64) + 1                                  # [B, objects, 4]
+        """[B, cells, 3]: shape, colour and size of the object that covers a cell; 0: none."""
+        first = self.objects[index][..., :3].astype(np.int64) + 1          # [B, objects, 3]
         padded = np.concatenate([np.zeros_like(first[:, :1]), first], 1)
         return np.take_along_axis(padded, self.cells[index].astype(np.int64)[..., None], 1)
 

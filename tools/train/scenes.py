@@ -48,7 +48,7 @@ SUPERSAMPLE = 4
 MIN_CONTRAST = 100.0
 EDGE = 3
 OBJECT_GAP = 4
-ORDER_GAP = 15
+SPREAD = 15
 DOMINANCE = 22
 
 
@@ -69,25 +69,21 @@ def place(obj):
     return f"in the {ROWS[row]} {COLUMNS[column]}"
 
 
-def side_by_side(a, b):
-    """Whether two objects are told apart by left and right, not by above and below."""
-    return abs(a["x"] - b["x"]) > abs(a["y"] - b["y"])
-
-
-def in_order(objects):
-    """Objects in the order in which the caption names them: from the left, or two of them from the top."""
-    across = len(objects) != 2 or side_by_side(*objects)
-    return sorted(objects, key=lambda o: o["x" if across else "y"])
+def relation(a, b):
+    """Where a stands, seen from b."""
+    dx, dy = a["x"] - b["x"], a["y"] - b["y"]
+    if abs(dx) > abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"
 
 
 def caption(objects):
-    """The one right caption of a scene."""
-    ordered = in_order(objects)
+    """The one right caption of a scene: objects are named in the palette's order."""
+    ordered = sorted(objects, key=lambda o: o["colour"])
     if len(ordered) == 1:
         return f"{noun(ordered[0])} {place(ordered[0])}"
     if len(ordered) == 2:
-        relation = "left of" if side_by_side(*ordered) else "above"
-        return f"{noun(ordered[0])} {relation} {noun(ordered[1])}"
+        return f"{noun(ordered[0])} {relation(*ordered)} {noun(ordered[1])}"
     return ", ".join(map(noun, ordered[:-1])) + " and " + noun(ordered[-1])
 
 
@@ -111,7 +107,7 @@ def lone_centre(rng, diameter):
 
 
 def unambiguous(objects):
-    """Whether nothing overlaps and the order words have one reading."""
+    """Whether nothing overlaps, lists are spread out, and relation words have one reading."""
     for i, a in enumerate(objects):
         for b in objects[:i]:
             dx, dy = abs(a["x"] - b["x"]), abs(a["y"] - b["y"])
@@ -119,7 +115,7 @@ def unambiguous(objects):
                 return False
             if len(objects) == 2 and abs(dx - dy) < DOMINANCE:
                 return False
-            if len(objects) > 2 and dx < ORDER_GAP:
+            if len(objects) > 2 and dx < SPREAD:
                 return False
     return True
 
@@ -252,12 +248,12 @@ def background(rng, backdrop):
     return photographic(rng, backdrop).astype(np.float32)
 
 
-def choose_colour(rng, mask, canvas):
-    """A colour index and value that stand out from what lies below and around."""
+def choose_colour(rng, mask, canvas, taken):
+    """A colour index and value, none of those taken, that stand out from what lies below and around."""
     rows, columns = np.nonzero(mask > 0.05)
     near = canvas[max(rows.min() - 3, 0):rows.max() + 4, max(columns.min() - 3, 0):columns.max() + 4]
     local = near.mean((0, 1))
-    for index in rng.permutation(len(COLOUR_NAMES)):
+    for index in rng.permutation([i for i in range(len(COLOUR_NAMES)) if i not in taken]):
         value = np.array(COLOURS[COLOUR_NAMES[index]], np.float32)
         if np.linalg.norm(value - local) >= MIN_CONTRAST:
             return int(index), np.clip(value + rng.uniform(-9, 9, 3), 0, 255)
@@ -281,11 +277,12 @@ def scene(seed, split, index, backdrop):
     rng = np.random.default_rng([seed, SPLITS[split], index])
     canvas = background(rng, backdrop)
     objects = draw_objects(rng)
-    masks = []
+    masks, taken = [], set()
     picture = canvas.copy()
     for obj in objects:
         mask = object_mask(obj, rng.uniform(-0.16, 0.16))
-        obj["colour"], value = choose_colour(rng, mask, canvas)
+        obj["colour"], value = choose_colour(rng, mask, canvas, taken)
+        taken.add(obj["colour"])
         shade = 1 + rng.uniform(-0.1, 0.1) * (np.mgrid[0:SIDE, 0:SIDE][0] - obj["y"]) / SIDE
         picture += mask[..., None] * (value * shade[..., None] - picture)
         masks.append(mask)

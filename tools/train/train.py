@@ -27,8 +27,8 @@ from model import Captioner, Config, Tower, normalise
 
 SAVE_EVERY_S = 180
 WORDS = 1000
-# What a cell of a drawn scene may show, nothing included: shape, colour, size, place in the caption.
-CELL_CLASSES = tuple(len(c) + 1 for c in (scenes.SHAPES, scenes.COLOURS, scenes.SIZES, range(scenes.MAX_OBJECTS)))
+# What a cell of a drawn scene may show, nothing included: shape, colour, size.
+CELL_CLASSES = tuple(len(c) + 1 for c in (scenes.SHAPES, scenes.COLOURS, scenes.SIZES))
 
 
 class Run:
