@@ -21,7 +21,7 @@ enum { SQ_MR_MAX = 16 };
  * kernel table says how many); a tile is
  *
  *   q      [k_pad / 4][mr][4]  int8 in [-127, 127]
- *   scale  [n_groups][mr]      float, max|x| / 127 of the row's group (0 when all are zero)
+ *   scale  [n_groups][mr]      float, max|x| / 127 of the row's group (0 when all are below 2^-100)
  *   sum    [n_groups][mr]      int32, sum of the group's q
  *
  * with k_pad = k rounded up to 32 and n_groups = ceil(k / group). Rows past m and inputs past k
@@ -106,6 +106,9 @@ typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
  * causal, else all n_kv; softmax in float32 with the running maximum (arXiv 2205.14135).
  *
  *   out[i] = sum_j softmax_j(scale * q[i].k[j]) v[j]
+ *
+ * Rows of q, k, v and out may lie anywhere and apart (ld*); out must not overlap the inputs. Prefill (4 queries
+ * and more) takes up to 72 KiB of stack.
  */
 typedef struct sq_attn {
     const float *q;   /* [n_q][ldq], head_dim used */

@@ -1,0 +1,16 @@
+/*
+ * peak: how fast a core runs the instructions of a matrix product when nothing else is in the way. For
+ * benchmarks only; not in the library.
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef SQ_SIMD_PEAK_H
+#define SQ_SIMD_PEAK_H
+
+#include <stdint.h>
+
+/* Repeats the set's own multiply and add on 12 registers, without loads; returns the multiply-adds done. */
+typedef double sq_peak_fn(uint64_t n_rounds);
+
+sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2;
+
+#endif
