@@ -98,8 +98,8 @@ static void send(text_out *t)
     while (end > t->sent && is_space(t->s->text[end - 1]))
         end--;
     if (end == t->sent) return;
-    if (t->options->on_text && !t->options->on_text(t->options->user, t->s->text + t->sent, end - t->sent))
-        t->stopped = true;
+    if (!t->stopped && t->options->on_text)
+        t->stopped = !t->options->on_text(t->options->user, t->s->text + t->sent, end - t->sent);
     t->sent = end;
 }
 
@@ -232,7 +232,6 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
 {
     static const squint_caption_options defaults;
     if (!options) options = &defaults;
-    atomic_store(&s->cancel, false);
     s->on_progress = options->on_progress;
     s->progress_user = options->user;
     squint_err err = check_caption_options(options, msg);
@@ -244,8 +243,11 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
     return err;
 }
 
-static squint_err no_tokenizer(const squint_session *s, squint_msg *msg)
+/* A cancellation counts from here on. */
+static squint_err begin(squint_session *s, squint_result *r, squint_msg *msg)
 {
+    *r = (squint_result){.text = ""};
+    atomic_store(&s->cancel, false);
     if (s->model->tokenizer) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no tokenizer");
 }
@@ -254,8 +256,7 @@ squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsig
                               size_t stride, const squint_caption_options *options, squint_result *result,
                               squint_msg *msg)
 {
-    *result = (squint_result){.text = ""};
-    squint_err err = no_tokenizer(session, msg);
+    squint_err err = begin(session, result, msg);
     if (err) return err;
     if (!width || !height || width > SQ_IMAGE_MAX_SIDE || height > SQ_IMAGE_MAX_SIDE || stride / 3 < width)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height, stride);
@@ -268,9 +269,8 @@ squint_err squint_caption_memory(squint_session *session, const void *data, size
                                  const squint_caption_options *options, squint_result *result, squint_msg *msg)
 {
     const double started = sq_now_ms();
-    *result = (squint_result){.text = ""};
     sq_image image;
-    squint_err err = no_tokenizer(session, msg);
+    squint_err err = begin(session, result, msg);
     if (!err) err = sq_image_decode(&image, "image in memory", data, size, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);
@@ -282,9 +282,8 @@ squint_err squint_caption_file(squint_session *session, const char *path, const 
                                squint_result *result, squint_msg *msg)
 {
     const double started = sq_now_ms();
-    *result = (squint_result){.text = ""};
     sq_image image;
-    squint_err err = no_tokenizer(session, msg);
+    squint_err err = begin(session, result, msg);
     if (!err) err = sq_image_read(&image, path, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);

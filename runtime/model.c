@@ -123,12 +123,16 @@ static squint_err open_model(squint_model **out, const char *path, const void *d
 
 squint_err squint_model_open(squint_model **out, const char *path, const squint_model_options *options, squint_msg *msg)
 {
+    *out = NULL;
+    if (!path) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "no model: its path is NULL");
     return open_model(out, path, NULL, 0, options, msg);
 }
 
 squint_err squint_model_open_memory(squint_model **out, const void *data, size_t size,
                                     const squint_model_options *options, squint_msg *msg)
 {
+    *out = NULL;
+    if (!data) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "no model: its memory is NULL");
     return open_model(out, "model in memory", data, size, options, msg);
 }
 
