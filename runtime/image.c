@@ -19,7 +19,8 @@
 /*
  * What decoding may take. The largest honest case is an interlaced PNG of 16 bits RGBA: 16 bytes a pixel inflated
  * (the buffer doubles), 8 for the picture, 4 for one pass. Compressed data is copied up to three times while its buffer
- * grows. JPEG works in blocks of up to 32 pixels square: hence the borders.
+ * grows. JPEG works in blocks of up to 32 pixels square: hence the borders. Nothing gets more than 1 GiB; only the
+ * very largest pictures of 16 bits would.
  */
 static size_t budget_for(const sq_image_info *info, size_t size)
 {

@@ -20,9 +20,12 @@ typedef struct sq_image {
 } sq_image;
 
 /**
- * Decodes JPEG, PNG, BMP or PNM (8 bits a channel). Grey becomes RGB, alpha is dropped, no EXIF rotation.
- * The header's size is checked before pixels are allocated; all memory comes from `a`.
+ * Decodes JPEG, PNG, BMP or PNM (P5, P6). Grey becomes RGB, alpha is dropped, 16 bits become 8, no EXIF rotation.
+ * Size and structure are checked to the file's end before anything is allocated: a file that is cut off is an error.
+ * All memory comes from `a`, at most 1 MiB + 4 * size + 32 bytes a pixel and never more than 1 GiB.
  * @param name  used in messages: the file's path, or "standard input"
+ * @param out   on success for sq_image_free(); on failure empty
+ * @return SQUINT_OK; _IMAGE: damaged or too large; _UNSUPPORTED: another kind of file; _NOMEM; sq_image_read(): _IO
  */
 squint_err sq_image_decode(sq_image *out, const char *name, const void *data, size_t size,
                            const squint_allocator *a, squint_msg *msg);
