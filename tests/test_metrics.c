@@ -74,6 +74,16 @@ static void case_and_space_do_not_matter(void **state)
     metrics_free(m);
 }
 
+/* References one word shorter and one longer are as close: the shorter counts, and no brevity penalty is due. */
+static void ties_go_to_the_shorter_reference(void **state)
+{
+    (void)state;
+    metrics *m = metrics_new();
+    metrics_add(m, "a b c", (const char *[]){"a b c d", "a b"}, 2);
+    assert_true(fabs(metrics_compute(m).bleu[0] - 1) < 1e-12);
+    metrics_free(m);
+}
+
 static void empty_captions_score_nothing(void **state)
 {
     (void)state;
@@ -111,6 +121,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_equal_the_reference),
         cmocka_unit_test(case_and_space_do_not_matter),
+        cmocka_unit_test(ties_go_to_the_shorter_reference),
         cmocka_unit_test(empty_captions_score_nothing),
         cmocka_unit_test(many_words),
     };
