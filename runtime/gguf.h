@@ -98,7 +98,8 @@ const char *sq_tensor_type_name(uint32_t type); /* "F32", ...; "unknown" */
 bool sq_tensor_bytes(uint32_t type, const uint64_t ne[SQ_GGUF_MAX_DIMS], size_t *bytes);
 /** Does this tensor say that it is a panel matrix (I8, one dimension, the header's magic)? */
 bool sq_tensor_is_panels(const sq_gguf_tensor *t);
-/** Checks a panel matrix's header, size and alignment; on success w points into the file. */
+/** Checks a panel matrix's header, size and place in the file; on success w points into the file. Where the file lies in
+ *  memory is the caller's affair: kernels need panels at a multiple of 64. */
 squint_err sq_tensor_panels(const sq_gguf *g, const sq_gguf_tensor *t, sq_panels *w, squint_msg *msg);
 
 /* ---- Writing ------------------------------------------------------------------------------ */

@@ -853,7 +853,7 @@ static void index_tells_names_apart(void **state)
 
 /* ---- Panels ------------------------------------------------------------------------------- */
 
-static void panels_are_used_in_place(void **state)
+static void panels_point_into_the_file(void **state)
 {
     const fixture *f = *state;
     const sq_gguf_tensor *t = sq_gguf_find(f->g, "panels");
@@ -861,11 +861,6 @@ static void panels_are_used_in_place(void **state)
     squint_msg msg;
     assert_true(sq_tensor_is_panels(t));
     assert_false(sq_tensor_is_panels(sq_gguf_find(f->g, "i8")));
-    if ((uintptr_t)f->copy % 64) {
-        assert_int_equal(sq_tensor_panels(f->g, t, &w, &msg), SQUINT_ERR_ARGUMENT);
-        assert_non_null(strstr(msg.text, "aligned to 64"));
-        return;
-    }
     assert_int_equal(sq_tensor_panels(f->g, t, &w, &msg), SQUINT_OK);
     assert_ptr_equal(w.data, t->data + 64);
     assert_true(w.n == 20 && w.k == 40 && w.group == 32 && w.type == SQ_PANEL_I4);
@@ -1262,7 +1257,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(every_failed_allocation_is_told, open_good, close_good),
         cmocka_unit_test(index_finds_every_name),
         cmocka_unit_test(index_tells_names_apart),
-        cmocka_unit_test_setup_teardown(panels_are_used_in_place, open_good, close_good),
+        cmocka_unit_test_setup_teardown(panels_point_into_the_file, open_good, close_good),
         cmocka_unit_test(bad_panels_are_refused),
         cmocka_unit_test(writer_makes_these_bytes),
         cmocka_unit_test_setup_teardown(all_types_survive_a_copy, open_good, close_good),

@@ -382,6 +382,18 @@ static void test_all_ratios(void **state)
     }
 }
 
+/* Scores so low that tanh is saturated and all weights are 0.8: the scores still choose. */
+static void test_saturated_scores(void **state)
+{
+    (void)state;
+    const float bias = -30;
+    fixture *f = p1_fixture();
+    fixture_tensor(f, "blk.1.mod_router.bias", 1, (const uint64_t[]){1}, SQ_TENSOR_F32, &bias, sizeof bias);
+    fixture_tensor(f, "blk.3.mod_router.bias", 1, (const uint64_t[]){1}, SQ_TENSOR_F32, &bias, sizeof bias);
+    check_against_reference(f, p1_ids, P1_N);
+    fixture_free(f);
+}
+
 /* No image: dense in every layer, with the same bits as a model without routers. */
 static void test_text_is_dense(void **state)
 {
@@ -1005,6 +1017,7 @@ int main(void)
         cmocka_unit_test(test_p1),
         cmocka_unit_test(test_p2),
         cmocka_unit_test(test_all_ratios),
+        cmocka_unit_test(test_saturated_scores),
         cmocka_unit_test(test_text_is_dense),
         cmocka_unit_test(test_ratio_one_is_weighted),
         cmocka_unit_test(test_skipped_is_scaled),
