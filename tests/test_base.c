@@ -162,6 +162,22 @@ static void allocator_defaults_to_malloc(void **state)
 
 /* ---- Arena -------------------------------------------------------------------------------- */
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+enum { ASAN = 1 };
+#else
+enum { ASAN = 0 };
+#define __asan_address_is_poisoned(p)        ((void)(p), 1)
+#define ASAN_UNPOISON_MEMORY_REGION(p, size) ((void)(p), (void)(size))
+#endif
+
+/* The mapping may come back for another use, and its poison with it. */
+static void free_block(uint8_t *block, size_t size)
+{
+    ASAN_UNPOISON_MEMORY_REGION(block, size);
+    guarded_free(block);
+}
+
 typedef struct parts {
     uint8_t *a;
     double *b;
@@ -207,7 +223,7 @@ static void arena_hands_out_what_it_planned(void **state)
 
     arena.used = 0; /* handed out once more, as between two captions */
     assert_int_equal(plan(&arena).c[15], 0);
-    guarded_free(block);
+    free_block(block, size);
 }
 
 static void arena_says_when_it_is_full(void **state)
@@ -219,7 +235,7 @@ static void arena_says_when_it_is_full(void **state)
     assert_null(sq_take(&arena, 1, 384));
     assert_true(arena.full);
     assert_null(sq_take(&arena, 1, 1)); /* stays full, though this would fit */
-    guarded_free(block);
+    free_block(block, 512);
 
     static const size_t too_much[][2] = {{SIZE_MAX / 2, 3}, {SIZE_MAX, 1}, {SIZE_MAX - 63, 1}, {1, SIZE_MAX - 64}};
     for (size_t i = 0; i < SQ_COUNT(too_much); i++) {
@@ -228,6 +244,33 @@ static void arena_says_when_it_is_full(void **state)
         assert_null(sq_take(&arena, too_much[i][0], too_much[i][1]));
         assert_true(arena.full);
     }
+}
+
+static void arena_parts_may_share_memory(void **state)
+{
+    (void)state;
+    uint8_t *block = guarded_alloc(1024, 64);
+    sq_arena arena = {.base = block, .size = 1024};
+    sq_take(&arena, 1, 100);
+    const size_t used = arena.used;
+    const uint8_t *first = sq_take(&arena, 1, 100);
+    sq_arena_overlay(&arena, used);
+    const uint8_t *second = sq_take(&arena, 1, 50);
+    assert_true(ASAN ? second >= first + 100 : second == first);
+    free_block(block, 1024);
+}
+
+static void arena_gaps_are_watched(void **state)
+{
+    (void)state;
+    if (!ASAN) skip();
+    uint8_t *block = guarded_alloc(1024, 64);
+    sq_arena arena = {.base = block, .size = 1024};
+    const uint8_t *a = sq_take(&arena, 1, 64), *b = sq_take(&arena, 1, 10);
+    assert_true(!__asan_address_is_poisoned(a + 63) && __asan_address_is_poisoned(a + 64));
+    assert_true(__asan_address_is_poisoned(b - 1) && !__asan_address_is_poisoned(b + 9));
+    assert_true(__asan_address_is_poisoned(b + 10));
+    free_block(block, 1024);
 }
 
 int main(void)
@@ -243,6 +286,8 @@ int main(void)
         cmocka_unit_test(allocator_defaults_to_malloc),
         cmocka_unit_test(arena_hands_out_what_it_planned),
         cmocka_unit_test(arena_says_when_it_is_full),
+        cmocka_unit_test(arena_parts_may_share_memory),
+        cmocka_unit_test(arena_gaps_are_watched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
