@@ -553,10 +553,9 @@ static void other_files_are_named(void **state)
         CASE("Dear diary,\nno picture today.\n", "text, not an image"),
         CASE("\xEF\xBB\xBFna\xC3\xAFve", "text, not an image"),
         CASE("\1\2\3\4\5\6\7\x08", "not an image file known here"),
-        CASE(
-            "BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x08\0\0\0\x08\0\0\0\1\0\x08\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-            "\0\0\0\0\0\0\0",
-            "run-length"),
+        CASE("BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x08\0\0\0\x08\0\0\0\1\0\x08\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0"
+             "\0\0\0\0\0\0\0\0\0\0\0\0\0",
+             "run-length"),
         CASE("BM\0\0\0\0\0\0\0\0\x1A\0\0\0\x0C\0\0\0\x01\0\x01\0\x01\0\x08\0", "BMP of a rare kind"),
         CASE("\x89PNG\r\n\x1A\n\0\0\0\0CgBI\0\0\0\0", "Apple"),
 #undef CASE
