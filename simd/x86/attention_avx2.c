@@ -93,7 +93,7 @@ SQ_INLINE void fill_values(const sq_attn *a, uint32_t j0, uint32_t n, float *vd,
 {
     const uint32_t width = sq_round_up(a->head_dim, 16);
     for (uint32_t j = 0; j < n; j++, vd += width) {
-        _mm256_store_ps(vd + width - 8, _mm256_setzero_ps());
+        _mm256_store_ps(vd + width - 8, _mm256_setzero_ps()); /* never stored, but left-over denormals are slow */
         for (uint32_t d = 0; d < a->head_dim; d += 8) {
             _mm256_store_ps(vd + d, load_up_to_8(a, a->v, j0 + j, d, type));
         }
