@@ -32,26 +32,26 @@ import data
 import export
 import gguf
 import photos
-import scenes
 from model import Captioner, Config, DecoderLayer, RMSNorm, Router, Trace, kept_count, normalise
 
-SEED = 8
+SEED = 38
 CONFIG = Config(image=48, patch=8, stem=(8, 16), v_dim=32, v_mlp=128, v_heads=2, v_layers=2, dim=32, mlp=96, heads=4,
                 kv_heads=2, layers=8, vocab=320, context=128, mod=True)
 WIDTH, HEIGHT = 61, 47
 GREEDY, GREEDY_LOGITS = 12, 3
+SIZES, COLOURS = "small large tiny huge".split(), "red green blue yellow purple orange white black".split()
+SHAPES, RELATIONS = "circle square triangle star cross ring".split(), "left of,right of,above,below".split(",")
 SCORE_MARGIN, LOGIT_MARGIN = 1e-3, 1e-2  # hundreds of times what rounding can move
 
 
 # ------------------------------------------------------------------ the model
 
-def drawn_captions(rng, count):
-    """Captions of scenes that nobody drew."""
+def captions_to_learn(rng, count):
+    """Captions of a grammar of their own, so that the vocabulary stays what it is."""
+    def thing():
+        return f"a {rng.choice(SIZES)} {rng.choice(COLOURS)} {rng.choice(SHAPES)}"
     for _ in range(count):
-        objects = scenes.draw_objects(rng)
-        for obj in objects:
-            obj["colour"] = int(rng.integers(len(scenes.COLOURS)))
-        yield scenes.caption(objects)
+        yield f"{thing()} {rng.choice(RELATIONS)} {thing()}"
 
 
 def make_vocabulary(captions, size):
@@ -172,7 +172,7 @@ def main():
     parser.add_argument("out", help="folder to write to")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    captions = list(drawn_captions(np.random.default_rng(SEED), 500))
+    captions = list(captions_to_learn(np.random.default_rng(SEED), 500))
     vocabulary = make_vocabulary(captions, CONFIG.vocab)
     model = make_model(CONFIG)
     export.export(model, vocabulary, os.path.join(args.out, "tiny-pmod.gguf"), "tiny-pmod")
