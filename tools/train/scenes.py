@@ -92,7 +92,7 @@ def caption(objects):
 def draw_diameter(rng, size, count):
     """A diameter in pixels; small and large are far apart."""
     if size == 0:
-        return rng.uniform(14, 22)
+        return rng.uniform(17, 22)
     return rng.uniform(38, 52) if count < 3 else rng.uniform(34, 44)
 
 

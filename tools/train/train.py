@@ -5,7 +5,9 @@ Training, in the order of the commands:
   vocab    SentencePiece model from all captions
   tower    the vision tower alone: what covers each cell of a drawn scene, Tiny-ImageNet's names, the words of a
            photo's captions
-  caption  tower, projector and decoder together, on drawn scenes and photos; --mod trains a p-MoD decoder
+  features what the finished tower says of every picture, so that decoders can be trained without it
+  caption  projector and decoder, with the tower or on its features, on drawn scenes and photos; --mod trains a
+           p-MoD decoder
 
 Every run saves as it goes and goes on from its last save when started again with the same --out.
 """
@@ -100,6 +102,11 @@ def vocab(args):
     data.train_vocabulary(args.out, lines, args.size)
 
 
+def part(state, prefix):
+    """The weights of one module of a state dict."""
+    return {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+
+
 # --------------------------------------------------------------------- tower
 
 class TowerTasks(nn.Module):
@@ -139,6 +146,8 @@ def tower(args):
     tiles, labels, names = data.load_tiles(args.tiny, "train")
     torch.manual_seed(args.seed)
     model = TowerTasks(config, len(names), WORDS)
+    if args.init:
+        model.load_state_dict(part(torch.load(args.init, map_location="cpu")["model"], "heads."))
     run = Run(args, model, [{"params": model.parameters(), "lr": args.lr}])
     n_scenes, n_tiles, n_photos = args.batch
     while run.step < args.steps:
@@ -162,10 +171,32 @@ def tower(args):
     run.save(config=config.to_dict())
 
 
+# ------------------------------------------------------------------ features
+
+@torch.no_grad()
+def tower_tokens(model, pictures):
+    """What the tower says of uint8 pictures [N,H,W,3], as float16 [N,n,v_dim]."""
+    out = torch.empty(len(pictures), model.config.tokens, model.config.v_dim, dtype=torch.float16)
+    for i in range(0, len(pictures), 64):
+        with torch.autocast("cpu", torch.bfloat16):
+            out[i:i + 64] = model.tower(normalise(torch.from_numpy(np.array(pictures[i:i + 64]))))
+    return out
+
+
+def features(args):
+    model = Captioner(Config())
+    model.tower.load_state_dict(part(torch.load(args.tower, map_location="cpu")["model"], "tower."))
+    model.eval()
+    pictures, _ = data.load_photos(args.flickr, "train", model.config.image)
+    torch.save({"scenes": tower_tokens(model, data.Scenes(args.scenes).pictures),
+                "photos": tower_tokens(model, pictures),
+                "mirrored": tower_tokens(model, pictures[:, :, ::-1])}, args.out)
+
+
 # ------------------------------------------------------------------- caption
 
 class CaptionData:
-    """Packed sequences of both worlds."""
+    """Packed sequences of both worlds, with pictures."""
 
     def __init__(self, args, config):
         self.vocabulary = data.load_vocabulary(args.vocab)
@@ -177,16 +208,36 @@ class CaptionData:
     def rows(self, captions):
         return data.pack(self.vocabulary.encode(captions), self.start, self.config.tokens + 1)
 
+    def drawn_inputs(self, index, rng):
+        return normalise(torch.from_numpy(data.jitter(self.drawn.pictures[index], rng)))
+
+    def photo_inputs(self, pick, flip, rng):
+        pixels = data.crop_and_flip(self.pictures[pick], self.config.image, rng, flip)
+        return normalise(torch.from_numpy(data.jitter(pixels, rng)))
+
     def scenes_batch(self, rng, count):
         index = np.sort(rng.integers(0, len(self.drawn), count))
-        pixels = normalise(torch.from_numpy(data.jitter(self.drawn.pictures[index], rng)))
-        return index, pixels, data.collate([self.rows([self.drawn.caption(i)]) for i in index])
+        return index, self.drawn_inputs(index, rng), data.collate([self.rows([self.drawn.caption(i)]) for i in index])
 
     def photos_batch(self, rng, count):
-        pick, flip = rng.integers(0, len(self.pictures), count), rng.random(count) < 0.5
-        pixels = data.crop_and_flip(self.pictures[pick], self.config.image, rng, flip)
+        pick, flip = rng.integers(0, len(self.texts), count), rng.random(count) < 0.5
         rows = [self.rows([data.mirrored(t) if f else t for t in self.texts[i]]) for i, f in zip(pick, flip)]
-        return normalise(torch.from_numpy(data.jitter(pixels, rng))), data.collate(rows)
+        return self.photo_inputs(pick, flip, rng), data.collate(rows)
+
+
+class FeatureData(CaptionData):
+    """The same with the tower's tokens in place of pictures."""
+
+    def __init__(self, args, config):
+        super().__init__(args, config)
+        self.features = torch.load(args.features, map_location="cpu")
+
+    def drawn_inputs(self, index, rng):
+        return self.features["scenes"][index].float()
+
+    def photo_inputs(self, pick, flip, rng):
+        flip = torch.from_numpy(flip).view(-1, 1, 1)
+        return torch.where(flip, self.features["mirrored"][pick], self.features["photos"][pick]).float()
 
 
 def caption_loss(model, tokens, sequence):
@@ -206,7 +257,7 @@ def load_teacher(args, config):
 
 
 def start_weights(args, model):
-    """Weights of an earlier captioner; routers that it has not are new."""
+    """Weights of an earlier captioner; routers that it has not are new. The tower comes from --tower."""
     if args.init:
         state = captioner_weights(torch.load(args.init, map_location="cpu"))
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -216,31 +267,37 @@ def start_weights(args, model):
 
 
 class CaptionTasks(nn.Module):
-    """A captioner, and (with --tower) the heads that keep teaching its tower."""
+    """A captioner and the heads that keep teaching its tower; with features the tower is only carried along."""
 
     def __init__(self, args, config):
         super().__init__()
         self.captioner = Captioner(config)
-        self.heads = None
-        if args.tower:
-            self.heads = load_teacher(args, config)
-            self.captioner.tower = self.heads.tower
         start_weights(args, self.captioner)
+        teacher = load_teacher(args, config)
+        self.captioner.tower = teacher.tower
+        self.frozen = args.features is not None
+        self.heads = None if self.frozen else teacher
 
     def parameter_groups(self, lr, tower_rate):
         """The tower learns slower, or not at all."""
         tower = list(self.captioner.tower.parameters())
-        for p in tower:
-            p.requires_grad_(tower_rate > 0)
         ids = {id(p) for p in tower}
-        rest = [p for p in self.parameters() if id(p) not in ids]
-        return [{"params": rest, "lr": lr}] + ([{"params": tower, "lr": lr * tower_rate}] if tower_rate else [])
+        groups = [{"params": [p for p in self.parameters() if id(p) not in ids], "lr": lr}]
+        return groups if self.frozen else groups + [{"params": tower, "lr": lr * tower_rate}]
 
-    def tokens(self, pixels):
-        frozen = not next(self.captioner.tower.parameters()).requires_grad
-        self.captioner.tower.train(not frozen)
-        with torch.set_grad_enabled(not frozen):
-            return self.captioner.tower(pixels)
+    def losses(self, batches, rng, n_scenes, n_photos):
+        """Losses by name. Batches bring pictures, or tokens when the tower is frozen."""
+        index, drawn, drawn_text = batches.scenes_batch(rng, n_scenes)
+        photos, photo_text = batches.photos_batch(rng, n_photos)
+        tokens = torch.cat((drawn, photos))
+        if not self.frozen:
+            tokens = self.captioner.tower(tokens)
+        out = {"scenes": caption_loss(self.captioner, tokens[:n_scenes], drawn_text),
+               "photos": caption_loss(self.captioner, tokens[n_scenes:], photo_text)}
+        if self.heads is not None:
+            targets = torch.from_numpy(batches.drawn.cell_targets(index))
+            out["cells"], out["right"] = self.heads.cell_loss(tokens[:n_scenes], targets)
+        return out
 
 
 def caption(args):
@@ -248,22 +305,11 @@ def caption(args):
     torch.manual_seed(args.seed)
     model = CaptionTasks(args, config)
     run = Run(args, model, model.parameter_groups(args.lr, args.tower_rate))
-    batches = CaptionData(args, config)
-    n_scenes, n_photos = args.batch
+    batches = (FeatureData if args.features else CaptionData)(args, config)
     while run.step < args.steps:
-        rng = run.rng()
-        index, drawn_pixels, drawn_text = batches.scenes_batch(rng, n_scenes)
-        photo_pixels, photo_text = batches.photos_batch(rng, n_photos)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = model.tokens(torch.cat((drawn_pixels, photo_pixels)))
-            losses = {"scenes": caption_loss(model.captioner, tokens[:n_scenes], drawn_text),
-                      "photos": caption_loss(model.captioner, tokens[n_scenes:], photo_text)}
-            total = losses["scenes"] * args.scene_weight + losses["photos"]
-            if model.heads is not None:
-                targets = torch.from_numpy(batches.drawn.cell_targets(index))
-                losses["cells"], losses["right"] = model.heads.cell_loss(tokens[:n_scenes], targets)
-                total = total + losses["cells"]
-        total.backward()
+            losses = model.losses(batches, run.rng(), *args.batch)
+        sum(loss for name, loss in losses.items() if name != "right").backward()
         run.update(losses)
     run.save(config=config.to_dict())
 
@@ -299,15 +345,24 @@ def main():
     sub = commands.add_parser("tower", help="train the vision tower")
     common(sub, 3000, 1.5e-3, [24, 16, 24])
     sub.add_argument("--tiny", required=True, help="folder of the tiny-imagenet pack")
+    sub.add_argument("--init", help="checkpoint of the caption command whose tower and heads to go on with")
     sub.set_defaults(run=tower)
+
+    sub = commands.add_parser("features", help="write what a finished tower says of every picture")
+    sub.add_argument("--scenes", required=True, help="folder written by scenes.py render")
+    sub.add_argument("--flickr", required=True, help="folder of the flickr8k pack")
+    sub.add_argument("--tower", required=True, help="checkpoint of the tower command")
+    sub.add_argument("--out", required=True, help="file to write, 31 KB a picture")
+    sub.add_argument("--threads", type=int, default=os.cpu_count())
+    sub.set_defaults(run=features)
 
     sub = commands.add_parser("caption", help="train the captioner")
     common(sub, 2000, 1e-3, [24, 12])
     sub.add_argument("--vocab", required=True, help="prefix given to vocab --out")
-    sub.add_argument("--tower", help="checkpoint of the tower command to start from; its heads go on teaching")
+    sub.add_argument("--tower", required=True, help="checkpoint of the tower command; its heads go on teaching")
+    sub.add_argument("--features", help="file of the features command for this tower, which then stays as it is")
     sub.add_argument("--init", help="checkpoint of a captioner to start from, dense or not")
-    sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr; 0 freezes it")
-    sub.add_argument("--scene-weight", type=float, default=1.0, help="weight of the drawn scenes' loss")
+    sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr")
     sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
     sub.set_defaults(run=caption)
 
