@@ -213,7 +213,7 @@ static squint_err load_router(squint_model *m, const sq_decoder *net, uint32_t l
     snprintf(weight, sizeof weight, "blk.%u.mod_router.weight", l);
     snprintf(bias, sizeof bias, "blk.%u.mod_router.bias", l);
     if (!w->is_mod && (sq_gguf_find(m->file, weight) || sq_gguf_find(m->file, bias)))
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: there, but mod.layer_is_mod says that layer %u is dense",
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: a router, but layer %u is not one of mod.layer_is_mod",
                        sq_gguf_path(m->file), weight, l);
     if (!w->is_mod) return SQUINT_OK;
     if (!is_f32(m, weight) || !is_f32(m, bias))
@@ -225,15 +225,11 @@ static squint_err load_router(squint_model *m, const sq_decoder *net, uint32_t l
     return SQUINT_OK;
 }
 
-static squint_err load_routing(squint_model *m, sq_decoder *net, squint_msg *msg)
+static squint_err read_ratios(squint_model *m, sq_decoder *net, squint_msg *msg)
 {
-    squint_err err;
-    net->routed = sq_gguf_find_key(m->file, "mod.type") != NULL;
-    if (!net->routed) return SQUINT_OK;
-    if ((err = check_mode(m, msg))) return err;
-    if ((err = read_norm(m, net, msg))) return err;
     bool is_mod[MAX_LAYERS];
     float ratio[MAX_LAYERS];
+    squint_err err;
     if ((err = sq_gguf_get_bools(m->file, "mod.layer_is_mod", true, is_mod, net->n_layers, msg))) return err;
     if ((err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", true, ratio, net->n_layers, msg))) return err;
     for (uint32_t l = 0; l < net->n_layers; l++) {
@@ -243,8 +239,21 @@ static squint_err load_routing(squint_model *m, sq_decoder *net, squint_msg *msg
                            sq_gguf_path(m->file), (double)ratio[l], l);
         w->is_mod = is_mod[l];
         w->ratio = ratio[l];
-        if ((err = load_router(m, net, l, w, msg))) return err;
     }
+    return SQUINT_OK;
+}
+
+static squint_err load_routing(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    squint_err err;
+    net->routed = sq_gguf_find_key(m->file, "mod.type") != NULL;
+    if (net->routed) {
+        if ((err = check_mode(m, msg))) return err;
+        if ((err = read_norm(m, net, msg))) return err;
+        if ((err = read_ratios(m, net, msg))) return err;
+    }
+    for (uint32_t l = 0; l < net->n_layers; l++)
+        if ((err = load_router(m, net, l, &net->layers[l], msg))) return err;
     return SQUINT_OK;
 }
 

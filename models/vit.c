@@ -98,6 +98,9 @@ static squint_err load_conv(squint_model *m, const char *name, uint32_t out, sq_
     char tensor[64];
     const uint32_t taps = conv->kernel * conv->kernel;
     snprintf(tensor, sizeof tensor, "%s.weight", name);
+    if ((uint64_t)taps * conv->in > SQ_MAX_K)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path(m->file), tensor,
+                       SQ_MAX_K);
     squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
     if (err) return err;
     if (!conv->w.f32)

@@ -244,10 +244,11 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
 }
 
 /* A cancellation counts from here on. */
-static squint_err begin(squint_session *s, squint_result *r, squint_msg *msg)
+static squint_err begin(squint_session *s, const void *picture, squint_result *r, squint_msg *msg)
 {
     *r = (squint_result){.text = ""};
     atomic_store(&s->cancel, false);
+    if (!picture) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "no picture: its path or memory is NULL");
     if (s->model->tokenizer) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no tokenizer");
 }
@@ -256,7 +257,7 @@ squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsig
                               size_t stride, const squint_caption_options *options, squint_result *result,
                               squint_msg *msg)
 {
-    squint_err err = begin(session, result, msg);
+    squint_err err = begin(session, rgb, result, msg);
     if (err) return err;
     if (!width || !height || width > SQ_IMAGE_MAX_SIDE || height > SQ_IMAGE_MAX_SIDE || stride / 3 < width)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height, stride);
@@ -270,7 +271,7 @@ squint_err squint_caption_memory(squint_session *session, const void *data, size
 {
     const double started = sq_now_ms();
     sq_image image;
-    squint_err err = begin(session, result, msg);
+    squint_err err = begin(session, data, result, msg);
     if (!err) err = sq_image_decode(&image, "image in memory", data, size, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);
@@ -283,7 +284,7 @@ squint_err squint_caption_file(squint_session *session, const char *path, const 
 {
     const double started = sq_now_ms();
     sq_image image;
-    squint_err err = begin(session, result, msg);
+    squint_err err = begin(session, path, result, msg);
     if (!err) err = sq_image_read(&image, path, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);

@@ -408,6 +408,10 @@ static void test_pictures_that_are_none(void **state)
     assert_int_equal(squint_caption_file(c.s, "/nowhere/picture.jpg", NULL, &r, &msg), SQUINT_ERR_IO);
     assert_non_null(strstr(msg.text, "/nowhere/picture.jpg"));
     assert_int_equal(squint_caption_memory(c.s, "GIF89a", 6, NULL, &r, &msg), SQUINT_ERR_UNSUPPORTED);
+    assert_int_equal(squint_caption_file(c.s, NULL, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);
+    assert_int_equal(squint_caption_memory(c.s, NULL, 0, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);
+    assert_int_equal(squint_caption_memory(c.s, "", 0, NULL, &r, &msg), SQUINT_ERR_IMAGE);
+    assert_int_equal(squint_caption_rgb(c.s, NULL, 2, 2, 6, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);
     assert_int_equal(squint_caption_rgb(c.s, rgb, 0, 2, 6, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);
     assert_int_equal(squint_caption_rgb(c.s, rgb, 2, 0, 6, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);
     assert_int_equal(squint_caption_rgb(c.s, rgb, 2, 2, 5, NULL, &r, &msg), SQUINT_ERR_ARGUMENT);

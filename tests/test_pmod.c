@@ -975,12 +975,15 @@ static void test_router_without_bias(void **state)
     fixture_free(f);
 }
 
-/* A file without mod.* is a dense LLaMA; so is one whose router tensors nothing speaks of. */
+/* A file without mod.* is a dense LLaMA. */
 static void test_dense_file(void **state)
 {
     (void)state;
     fixture *f = fixture_decoder(3);
     check_against_reference(f, p1_ids, P1_N);
+    fixture_weights(f, "blk.1.mod_router.weight", D, 1, 25, 0, 0.1);
+    assert_refused(f, SQUINT_ERR_FORMAT, "blk.1.mod_router.weight"); /* it would run otherwise than trained */
+    fixture_drop(f, "blk.1.mod_router.weight");
     fixture_drop(f, "output.weight"); /* tied to the embedding */
     squint_model *m = fixture_model(f, NULL);
     squint_session *s = open_session(m, 1);

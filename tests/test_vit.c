@@ -639,6 +639,21 @@ static void test_wrong_stems(void **state)
     fixture_free(f);
 }
 
+/* 1540 * 1540 * 1811 inputs are 304 in 32 bits: a patch of 17 GB for a matrix that looks small. */
+static void test_inputs_that_overflow(void **state)
+{
+    (void)state;
+    fixture *f = tower_fixture();
+    fixture_u32(f, "clip.vision.image_size", 1540);
+    fixture_u32(f, "clip.vision.patch_size", 1540);
+    fixture_u32s(f, "squint.vision.stem.strides", (const uint32_t[]){1}, 1);
+    add_conv(f, "v.stem.0", 3, 1811, 3, 5020);
+    fixture_weights(f, "v.patch_embd.weight", 304, D, 5002, 0, 0.25);
+    fixture_weights(f, "v.position_embd.weight", D, 2, 5003, 0, 0.5);
+    assert_refused(f, SQUINT_ERR_UNSUPPORTED, "v.patch_embd.weight");
+    fixture_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -656,6 +671,7 @@ int main(void)
         cmocka_unit_test(test_what_must_be_there),
         cmocka_unit_test(test_values_out_of_range),
         cmocka_unit_test(test_wrong_stems),
+        cmocka_unit_test(test_inputs_that_overflow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
