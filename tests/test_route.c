@@ -71,7 +71,7 @@ static void check_weights(sq_norm_type type, float scale, float bias, const floa
     float w[8];
     sq_route_weights(type, scale, bias, z, w, n);
     for (uint32_t i = 0; i < n; i++)
-        if (fabs((double)w[i] - expected[i]) > WEIGHT_BOUND)
+        if (!(fabs((double)w[i] - expected[i]) <= WEIGHT_BOUND))
             fail_msg("w[%u] is %.9g, not %.9g", i, (double)w[i], expected[i]);
 }
 
