@@ -147,13 +147,14 @@ def pack(captions, start, first):
     Returns (text, target, position, owner): target -1 means no loss; owner 0 is shared, i+1 is caption i. The rows of
     `start` come first; its last row predicts the first token of every caption, so each caption brings a copy.
     """
-    text, target, position, owner = list(start[:-1]), [-1] * (len(start) - 1), list(range(first, first + len(start) - 1)), \
-        [0] * (len(start) - 1)
+    shared = len(start) - 1
+    text, target, owner = list(start[:-1]), [-1] * shared, [0] * shared
+    position = list(range(first, first + shared))
     for i, ids in enumerate(captions):
         row = [start[-1], *ids]
         text += row
         target += [*ids, EOS]
-        position += range(first + len(start) - 1, first + len(start) - 1 + len(row))
+        position += range(first + shared, first + shared + len(row))
         owner += [i + 1] * len(row)
     return text, target, position, owner
 
