@@ -115,6 +115,7 @@ struct squint_session {
     float *logits;   /* [max_logits][n_vocab] */
     uint32_t n_past; /* tokens in the caches; the next one's position */
     uint32_t n_routed; /* routable tokens in the caches */
+    bool broken;       /* a pass failed half-way: only a reset helps */
     uint32_t *kept;  /* [n_layers] vision tokens run by each layer in the last routed pass */
     double macs, macs_dense; /* of the decoder since sq_session_reset() */
 
@@ -208,7 +209,7 @@ extern const sq_family *const sq_families[];
 
 /* A decoder of random weights, without a tower, for measuring; models/synthetic.c. */
 typedef struct sq_synthetic {
-    uint32_t n_layers, d, f, n_heads, n_kv_heads, n_vocab, n_vision, n_ctx;
+    uint32_t n_layers, d, f, n_heads, n_kv_heads, n_vocab, n_ctx;
     sq_panel_type type;
     uint32_t group;
     const bool *layer_is_mod;  /* [n_layers] */

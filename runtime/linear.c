@@ -16,7 +16,7 @@ enum {
     MAX_MATS = 4,
     F32_ROWS = 256, /* a float tile: rows x output channels, small enough for L2 */
     F32_COLS = 64,
-    ATTEND_ROWS = 64, /* query rows of one attention chunk */
+    ATTEND_ROWS = 96, /* query rows of one attention chunk */
 };
 
 static uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }

@@ -166,6 +166,7 @@ void sq_session_reset(squint_session *s)
 {
     s->n_past = 0;
     s->n_routed = 0;
+    s->broken = false;
     s->macs = s->macs_dense = 0;
     for (uint32_t l = 0; l < s->model->n_layers; l++)
         s->kept[l] = 0;
@@ -186,6 +187,7 @@ static squint_err check_pass(const squint_session *s, const uint32_t *ids, uint3
                              uint32_t *n_image, squint_msg *msg)
 {
     *n_image = 0;
+    if (s->broken) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "the last pass failed; reset the session");
     for (uint32_t i = 0; i < n; i++) {
         if (ids[i] == SQ_IMAGE_TOKEN)
             ++*n_image;
@@ -210,6 +212,7 @@ squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n
     uint32_t n_image;
     squint_err err = check_pass(s, ids, n, n_logits, &n_image, msg);
     if (err) return err;
+    s->broken = true; /* until all layers have run, their caches disagree */
     if ((err = s->model->family->forward(s, ids, n, n_logits, msg))) return err;
     s->n_past += n;
     s->n_routed += n_image;
@@ -217,11 +220,13 @@ squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n
     for (size_t i = 0; i < count; i++)
         if (!isfinite(s->logits[i]))
             return sq_fail(msg, SQUINT_ERR_NUMERIC, "the model's logits are not finite; its file may be damaged");
+    s->broken = false;
     return SQUINT_OK;
 }
 
 squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg)
 {
+    if (s->broken) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "the last pass failed; reset the session");
     if (n_past > s->n_past)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "cannot rewind from %u tokens to %u", s->n_past, n_past);
     const squint_err err = s->model->family->rewind(s, n_past, msg);

@@ -621,6 +621,8 @@ static void test_session_after_failures(void **state)
     assert_int_equal(sq_session_forward(s, p1_ids, P1_N, 1, &msg), SQUINT_ERR_CANCELLED);
     s->on_progress = NULL;
     atomic_store(&s->cancel, false);
+    assert_int_equal(sq_session_forward(s, p1_ids, 1, 1, &msg), SQUINT_ERR_ARGUMENT);
+    assert_int_equal(sq_session_rewind(s, 0, &msg), SQUINT_ERR_ARGUMENT);
     sq_session_reset(s);
 
     const float good = s->vision[3 * D + 5];

@@ -203,7 +203,6 @@ static squint_err bench_type(made_bench *b, const bench_options *o, unsigned typ
                                .n_heads = shape->n_heads,
                                .n_kv_heads = shape->n_heads,
                                .n_vocab = shape->n_vocab,
-                               .n_vision = b->n_vision,
                                .n_ctx = max_tokens,
                                .type = made_types[type].type,
                                .group = made_types[type].group,
