@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -171,12 +172,44 @@ static void bounds_hold_for_the_worst_prompt(void **state)
     }
 }
 
+/* The golden vocabulary with "add_bos_token" false. */
+static void bos_is_left_out_when_the_model_says_so(void **state)
+{
+    const fixture *f = *state;
+    const char *path = temp_path(".gguf");
+    sq_gguf_writer *w;
+    fixture no_bos;
+    uint32_t with[1024], without[1024];
+    size_t n_with, n_without;
+    squint_msg msg;
+    assert_int_equal(sq_gguf_write_begin(&w, path, 32, NULL, &msg), SQUINT_OK);
+    for (size_t i = 0; i < sq_gguf_n_keys(f->g); i++)
+        if (!sq_str_eq(sq_gguf_key(f->g, i)->key, "tokenizer.ggml.add_bos_token"))
+            sq_gguf_put_kv(w, sq_gguf_key(f->g, i));
+    sq_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", false);
+    assert_int_equal(sq_gguf_write_end(&w, &msg), SQUINT_OK);
+    assert_int_equal(sq_gguf_open(&no_bos.g, path, NULL, &msg), SQUINT_OK);
+    assert_int_equal(sq_tokenizer_open(&no_bos.t, no_bos.g, NULL, &msg), SQUINT_OK);
+
+    assert_int_equal(make(f, "llava_v1", "Why?", with, &n_with, &msg), SQUINT_OK);
+    assert_int_equal(make(&no_bos, "llava_v1", "Why?", without, &n_without, &msg), SQUINT_OK);
+    assert_int_equal(n_with, n_without + 1);
+    assert_memory_equal(with + 1, without, n_without * sizeof *without);
+    sq_tokenizer_close(&no_bos.t);
+    sq_gguf_close(&no_bos.g);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(templates_give_the_reference_ids), cmocka_unit_test(templates_read_as_they_should),
-        cmocka_unit_test(unknown_templates_are_refused),    cmocka_unit_test(image_marks_are_refused),
-        cmocka_unit_test(too_little_room_is_told),          cmocka_unit_test(bounds_hold_for_the_worst_prompt),
+        cmocka_unit_test(templates_give_the_reference_ids),
+        cmocka_unit_test(templates_read_as_they_should),
+        cmocka_unit_test(unknown_templates_are_refused),
+        cmocka_unit_test(image_marks_are_refused),
+        cmocka_unit_test(too_little_room_is_told),
+        cmocka_unit_test(bounds_hold_for_the_worst_prompt),
+        cmocka_unit_test(bos_is_left_out_when_the_model_says_so),
     };
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }

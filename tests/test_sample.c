@@ -182,6 +182,28 @@ static void seed_is_splitmix64(void **state)
     assert_memory_equal(s.state, expected, sizeof expected);
 }
 
+/*
+ * Without a cut the candidates keep their weights. Our exp and libm's are both within 1e-15, so they round to
+ * different floats only next to the middle between two; none of these 4001 lies there.
+ */
+static void weights_are_exponentials(void **state)
+{
+    (void)state;
+    enum { N = 4001 };
+    static float logits[N];
+    static sq_candidate scratch[N];
+    for (int i = 0; i < N; i++)
+        logits[i] = -0.02625f * (float)i; /* to -105, where floats end */
+    sq_sampler s = {.temperature = 1};
+    sq_sampler_seed(&s, 1);
+    sq_sample(&s, logits, N, scratch);
+    for (int i = 0; i < N; i++) {
+        const double x = (double)logits[i];
+        assert_int_equal(scratch[i].id, i);
+        assert_true(scratch[i].p == (x < -104 ? 0.0f : (float)exp(x)));
+    }
+}
+
 /* golden/make_sample.py draws the same in Python. */
 static void draws_match_the_reference(void **state)
 {
@@ -227,6 +249,7 @@ int main(void)
         cmocka_unit_test(frequencies_follow_probabilities),
         cmocka_unit_test(generator_is_xoshiro256),
         cmocka_unit_test(seed_is_splitmix64),
+        cmocka_unit_test(weights_are_exponentials),
         cmocka_unit_test(draws_match_the_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
