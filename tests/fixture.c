@@ -360,7 +360,7 @@ enum { VIT_D = 16, VIT_F = 32, VIT_LAYERS = 3, VIT_IMAGE = 12, VIT_PATCH = 4, VI
 
 static void add_affine(fixture *f, const char *name, uint32_t id)
 {
-    char full[MAX_NAME];
+    char full[MAX_NAME + sizeof ".weight"];
     snprintf(full, sizeof full, "%s.weight", name);
     fixture_weights(f, full, VIT_D, 0, id, 1, 0.1);
     snprintf(full, sizeof full, "%s.bias", name);
@@ -369,7 +369,7 @@ static void add_affine(fixture *f, const char *name, uint32_t id)
 
 static void add_linear(fixture *f, const char *name, uint32_t n_in, uint32_t n_out, uint32_t id)
 {
-    char full[MAX_NAME];
+    char full[MAX_NAME + sizeof ".weight"];
     snprintf(full, sizeof full, "%s.weight", name);
     fixture_weights(f, full, n_in, n_out, id, 0, 0.25);
     snprintf(full, sizeof full, "%s.bias", name);
