@@ -7,7 +7,10 @@
 #include <math.h>
 #include <string.h>
 
-static size_t kv_element(const squint_session *s) { return s->limits.kv == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float); }
+static size_t kv_element(const squint_session *s)
+{
+    return s->limits.kv == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float);
+}
 static uint32_t q_width(const sq_decoder *net) { return net->n_heads * net->head_dim; }
 static uint32_t kv_width(const sq_decoder *net) { return net->n_kv_heads * net->head_dim; }
 static uint32_t qkv_width(const sq_decoder *net) { return q_width(net) + 2 * kv_width(net); }
@@ -113,10 +116,20 @@ static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
 {
     const sq_decoder *const net = p->net;
     const sq_heads heads = {
-        .attn = {.q = p->state->qkv, .ldq = qkv_width(net), .k = kv->k, .v = kv->v, .ldkv = net->head_dim,
-                 .kv_type = p->s->limits.kv, .n_q = m, .n_kv = kv->n + m, .head_dim = net->head_dim,
-                 .causal = true, .first_kv = kv->n, .scale = 1.0f / sqrtf((float)net->head_dim),
-                 .out = p->state->attn, .ldo = q_width(net)},
+        .attn = {.q = p->state->qkv,
+                 .ldq = qkv_width(net),
+                 .k = kv->k,
+                 .v = kv->v,
+                 .ldkv = net->head_dim,
+                 .kv_type = p->s->limits.kv,
+                 .n_q = m,
+                 .n_kv = kv->n + m,
+                 .head_dim = net->head_dim,
+                 .causal = true,
+                 .first_kv = kv->n,
+                 .scale = 1.0f / sqrtf((float)net->head_dim),
+                 .out = p->state->attn,
+                 .ldo = q_width(net)},
         .n_heads = net->n_heads,
         .n_kv_heads = net->n_kv_heads,
         .kv_head_bytes = (size_t)kv->capacity * net->head_dim * kv_element(p->s),
@@ -131,8 +144,13 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
     sq_llava_state *const state = p->state;
     sq_compute *const compute = &p->s->compute;
     const size_t ld = qkv_width(net);
-    const sq_rows_in in = {.x = state->x, .ldx = net->d, .rows = run->rows, .k = net->d, .op = SQ_ROW_RMSNORM,
-                           .weight = w->attn_norm, .eps = net->eps};
+    const sq_rows_in in = {.x = state->x,
+                           .ldx = net->d,
+                           .rows = run->rows,
+                           .k = net->d,
+                           .op = SQ_ROW_RMSNORM,
+                           .weight = w->attn_norm,
+                           .eps = net->eps};
     const sq_gemm_out qkv[] = {{.c = state->qkv, .ldc = ld},
                                {.c = state->qkv + q_width(net), .ldc = ld},
                                {.c = state->qkv + q_width(net) + kv_width(net), .ldc = ld}};
@@ -155,14 +173,19 @@ static void mlp_branch(const sq_pass *p, const sq_decoder_layer *w, const sq_run
     sq_llava_state *const state = p->state;
     sq_compute *const compute = &p->s->compute;
     const size_t ld = (size_t)net->f * 2;
-    const sq_rows_in in = {.x = state->x, .ldx = net->d, .rows = run->rows, .k = net->d, .op = SQ_ROW_RMSNORM,
-                           .weight = w->ffn_norm, .eps = net->eps};
+    const sq_rows_in in = {.x = state->x,
+                           .ldx = net->d,
+                           .rows = run->rows,
+                           .k = net->d,
+                           .op = SQ_ROW_RMSNORM,
+                           .weight = w->ffn_norm,
+                           .eps = net->eps};
     const sq_gemm_out gate_up[] = {{.c = state->mlp, .ldc = ld}, {.c = state->mlp + net->f, .ldc = ld}};
     sq_project(compute, &in, run->m, (const sq_mat *const[]){&w->gate, &w->up}, gate_up, 2);
 
     const sq_rows_in hidden = {.x = state->mlp, .ldx = ld, .k = net->f, .op = SQ_ROW_SWIGLU};
-    const sq_gemm_out residual = {.c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->mlp_weight,
-                                  .add = true};
+    const sq_gemm_out residual = {
+        .c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->mlp_weight, .add = true};
     sq_project(compute, &hidden, run->m, (const sq_mat *const[]){&w->down}, &residual, 1);
 }
 
@@ -211,8 +234,12 @@ static uint32_t find_targets(const sq_pass *p, const uint32_t *ids)
 static void logits(const sq_pass *p, uint32_t n_logits)
 {
     const sq_decoder *const net = p->net;
-    const sq_rows_in in = {.x = p->state->x + (size_t)(p->n - n_logits) * net->d, .ldx = net->d, .k = net->d,
-                           .op = SQ_ROW_RMSNORM, .weight = net->output_norm, .eps = net->eps};
+    const sq_rows_in in = {.x = p->state->x + (size_t)(p->n - n_logits) * net->d,
+                           .ldx = net->d,
+                           .k = net->d,
+                           .op = SQ_ROW_RMSNORM,
+                           .weight = net->output_norm,
+                           .eps = net->eps};
     const sq_gemm_out out = {.c = p->s->logits, .ldc = net->n_vocab};
     sq_project(&p->s->compute, &in, n_logits, (const sq_mat *const[]){&net->output}, &out, 1);
 }

@@ -20,7 +20,8 @@ static bool matches(const sq_gguf *g)
 
 /* ---- shapes ---- */
 
-static squint_err out_of_range(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
+static squint_err out_of_range(const squint_model *m, const char *key, uint32_t value, const char *need,
+                               squint_msg *msg)
 {
     return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
 }
@@ -31,8 +32,8 @@ static squint_err read_u32(const squint_model *m, const char *key, bool required
     const squint_err err = sq_gguf_get_u32(m->file, key, required, out, msg);
     if (err) return err;
     if (*out >= lowest && *out <= highest) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not from %u to %u", sq_gguf_path(m->file), key, *out, lowest,
-                   highest);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not from %u to %u", sq_gguf_path(m->file), key, *out,
+                   lowest, highest);
 }
 
 static squint_err read_heads(squint_model *m, sq_decoder *net, squint_msg *msg)
@@ -42,8 +43,8 @@ static squint_err read_heads(squint_model *m, sq_decoder *net, squint_msg *msg)
     net->n_kv_heads = net->n_heads;
     if ((err = read_u32(m, "llama.attention.head_count_kv", false, 1, net->n_heads, &net->n_kv_heads, msg))) return err;
     if (net->n_heads % net->n_kv_heads)
-        return out_of_range(m, "llama.attention.head_count_kv", net->n_kv_heads, "a divisor of llama.attention.head_count",
-                            msg);
+        return out_of_range(m, "llama.attention.head_count_kv", net->n_kv_heads,
+                            "a divisor of llama.attention.head_count", msg);
     net->head_dim = net->d / net->n_heads;
     if ((err = read_u32(m, "llama.rope.dimension_count", false, 2, MAX_HEAD_DIM, &net->head_dim, msg))) return err;
     if (net->head_dim < 2 || net->head_dim % 2 || net->head_dim > MAX_HEAD_DIM ||
@@ -287,7 +288,8 @@ static squint_err load(squint_model *m, squint_msg *msg)
     if (err) return err;
     net->decoder.layers = sq_model_take(m, net->decoder.n_layers, sizeof *net->decoder.layers);
     if (!net->decoder.layers)
-        return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u layers", sq_gguf_path(m->file), net->decoder.n_layers);
+        return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u layers", sq_gguf_path(m->file),
+                       net->decoder.n_layers);
     if ((err = load_decoder(m, &net->decoder, msg))) return err;
     if ((err = load_routing(m, &net->decoder, msg))) return err;
     sq_llava_describe(m);
@@ -376,8 +378,9 @@ static squint_err rewind_to(squint_session *s, uint32_t n_past, squint_msg *msg)
 {
     sq_llava_state *const state = sq_llava_state_of(s);
     if (n_past < state->last_image)
-        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "cannot rewind to token %u: vision tokens up to %u are routed together",
-                       n_past, state->last_image);
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT,
+                       "cannot rewind to token %u: vision tokens up to %u are routed together", n_past,
+                       state->last_image);
     for (uint32_t l = 0; l < s->model->n_layers; l++)
         state->kv[l].n -= s->n_past - n_past;
     return SQUINT_OK;

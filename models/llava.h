@@ -18,7 +18,7 @@ typedef struct sq_conv {
     sq_mat w;          /* n = out, k = kernel * kernel * in */
     const float *bias; /* [out] or NULL */
     uint32_t in, kernel, stride, pad;
-    uint32_t side;     /* of the output map */
+    uint32_t side; /* of the output map */
 } sq_conv;
 
 typedef struct sq_affine {
@@ -36,10 +36,10 @@ typedef struct sq_vit {
     uint32_t n_patches, n_positions;  /* n_positions = n_patches + 1 with a class token */
     float eps;
     sq_row_op activation;
-    uint32_t n_stem;               /* 3x3 convolutions with ReLU before the patches; CLIP has none */
+    uint32_t n_stem; /* 3x3 convolutions with ReLU before the patches; CLIP has none */
     sq_conv stem[SQ_MAX_STEM], patch;
-    const float *class_embd;       /* [d] or NULL */
-    const float *position_embd;    /* [n_positions][d] */
+    const float *class_embd;    /* [d] or NULL */
+    const float *position_embd; /* [n_positions][d] */
     sq_affine pre_ln, post_ln;
     sq_vit_layer *layers;
 } sq_vit;
@@ -87,27 +87,27 @@ typedef struct sq_kv_layer {
 
 typedef struct sq_llava_state {
     /* decoder */
-    float *x;          /* [max_rows][d], the residual stream */
-    float *qkv;        /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
-    float *attn;       /* [max_rows][n_heads * head_dim] */
-    float *mlp;        /* [max_rows][2 f]: gate, then up */
-    float *rope;       /* [max_tokens][head_dim]: cosines, then sines */
-    sq_kv_layer *kv;   /* [n_layers] */
+    float *x;            /* [max_rows][d], the residual stream */
+    float *qkv;          /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
+    float *attn;         /* [max_rows][n_heads * head_dim] */
+    float *mlp;          /* [max_rows][2 f]: gate, then up */
+    float *rope;         /* [max_tokens][head_dim]: cosines, then sines */
+    sq_kv_layer *kv;     /* [n_layers] */
     uint32_t last_image; /* position after the last vision token: no rewinding before it */
     /* routing, of one pass */
-    uint32_t *targets;   /* [max_vision] rows of routable tokens, rising */
-    uint32_t *order;     /* [max_vision] scratch of the choice */
-    uint32_t *chosen;    /* [max_vision] indices into targets */
+    uint32_t *targets;       /* [max_vision] rows of routable tokens, rising */
+    uint32_t *order;         /* [max_vision] scratch of the choice */
+    uint32_t *chosen;        /* [max_vision] indices into targets */
     float *scores, *weights; /* [max_vision] */
-    uint32_t *kept;      /* [max_rows] rows that a routed layer runs, rising */
-    float *kept_weight;  /* [max_rows] of their MLP branch */
+    uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */
+    float *kept_weight;      /* [max_rows] of their MLP branch */
     /* tower */
-    float *map[2];       /* feature maps of the stem, height x width x channels */
-    float *patches;      /* rows of a convolution's input */
-    float *vit_x;        /* [n_positions][vit.d] */
-    float *vit_qkv;      /* [n_positions][3 vit.d] */
-    float *vit_attn;     /* [n_positions][vit.d] */
-    float *vit_mlp;      /* [n_positions][vit.f] or [n_patches][projector.hidden] */
+    float *map[2];   /* feature maps of the stem, height x width x channels */
+    float *patches;  /* rows of a convolution's input */
+    float *vit_x;    /* [n_positions][vit.d] */
+    float *vit_qkv;  /* [n_positions][3 vit.d] */
+    float *vit_attn; /* [n_positions][vit.d] */
+    float *vit_mlp;  /* [n_positions][vit.f] or [n_patches][projector.hidden] */
 } sq_llava_state;
 
 /* ---- Parts ---------------------------------------------------------------------------------- */

@@ -80,7 +80,8 @@ static squint_err make_layer(squint_model *m, const sq_synthetic *shape, uint32_
     w->router_w = make_vec(m, d, 0.0f, INITIAL_SCALE, state);
     w->is_mod = shape->layer_is_mod && shape->layer_is_mod[l];
     w->ratio = w->is_mod ? shape->layer_ratio[l] : 1.0f;
-    if (!w->attn_norm || !w->ffn_norm || !w->router_w) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for layer %u", l);
+    if (!w->attn_norm || !w->ffn_norm || !w->router_w)
+        return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for layer %u", l);
     return SQUINT_OK;
 }
 
@@ -91,10 +92,19 @@ static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_ms
     sq_llava *const net = m->net = sq_model_take(m, 1, sizeof *net);
     if (!net) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a network");
     sq_decoder *const dec = &net->decoder;
-    *dec = (sq_decoder){.n_layers = shape->n_layers, .d = shape->d, .f = shape->f, .n_heads = shape->n_heads,
-                        .n_kv_heads = shape->n_kv_heads, .head_dim = shape->d / shape->n_heads,
-                        .n_vocab = shape->n_vocab, .eps = 1e-5f, .rope_base = 10000.0f, .rope_half = true,
-                        .routed = shape->layer_is_mod != NULL, .norm = SQ_NORM_TANH, .norm_scale = 0.2f,
+    *dec = (sq_decoder){.n_layers = shape->n_layers,
+                        .d = shape->d,
+                        .f = shape->f,
+                        .n_heads = shape->n_heads,
+                        .n_kv_heads = shape->n_kv_heads,
+                        .head_dim = shape->d / shape->n_heads,
+                        .n_vocab = shape->n_vocab,
+                        .eps = 1e-5f,
+                        .rope_base = 10000.0f,
+                        .rope_half = true,
+                        .routed = shape->layer_is_mod != NULL,
+                        .norm = SQ_NORM_TANH,
+                        .norm_scale = 0.2f,
                         .norm_bias = 1.0f};
     dec->layers = sq_model_take(m, dec->n_layers, sizeof *dec->layers);
     dec->output_norm = make_vec(m, dec->d, 1.0f, 0.0f, &state);

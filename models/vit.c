@@ -231,7 +231,8 @@ static squint_err read_image_rule(squint_model *m, uint32_t size, squint_msg *ms
     if ((err = sq_gguf_get_u32s(m->file, "squint.vision.pad_color", false, color, 3, msg))) return err;
     for (int c = 0; c < 3; c++) {
         if (!(rule->std[c] > 0) || !isfinite(rule->mean[c]) || !isfinite(rule->std[c]))
-            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key clip.vision.image_std or image_mean is not positive and finite",
+            return sq_fail(msg, SQUINT_ERR_FORMAT,
+                           "%s: key clip.vision.image_std or image_mean is not positive and finite",
                            sq_gguf_path(m->file));
         if (color[c] > 255) return bad_key(m, "squint.vision.pad_color", color[c], "from 0 to 255", msg);
         rule->pad_color[c] = (uint8_t)color[c];
@@ -252,7 +253,8 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     vit->n_patches = vit->patch.side * vit->patch.side;
     if ((err = sq_load_vec(m, "v.class_embd", vit->d, false, &vit->class_embd, msg))) return err;
     vit->n_positions = vit->n_patches + (vit->class_embd ? 1 : 0);
-    if ((err = sq_load_vec(m, "v.position_embd.weight", (size_t)vit->n_positions * vit->d, true, &vit->position_embd, msg)))
+    if ((err = sq_load_vec(m, "v.position_embd.weight", (size_t)vit->n_positions * vit->d, true, &vit->position_embd,
+                           msg)))
         return err;
     if ((err = load_affine(m, "v.pre_ln", vit->d, false, &vit->pre_ln, msg))) return err;
     if (keys.post_ln && (err = load_affine(m, "v.post_ln", vit->d, true, &vit->post_ln, msg))) return err;
@@ -344,7 +346,8 @@ static void relu(float *x, size_t n)
 static void normalise_rows(const squint_session *s, const sq_vit *vit, const sq_affine *ln, float *rows)
 {
     float *const row = sq_llava_state_of(s)->vit_attn;
-    const sq_rows_in in = {.k = vit->d, .op = SQ_ROW_LAYERNORM, .weight = ln->weight, .bias = ln->bias, .eps = vit->eps};
+    const sq_rows_in in = {
+        .k = vit->d, .op = SQ_ROW_LAYERNORM, .weight = ln->weight, .bias = ln->bias, .eps = vit->eps};
     for (uint32_t i = 0; i < vit->n_positions; i++, rows += vit->d) {
         s->model->kernels->row(&in, rows, row);
         memcpy(rows, row, vit->d * sizeof *rows);
@@ -377,17 +380,31 @@ static void attention_branch(squint_session *s, const sq_vit *vit, const sq_vit_
     const uint32_t n = vit->n_positions, d = vit->d, head_dim = d / vit->n_heads;
     const size_t ld = (size_t)d * 3;
     float *const qkv = state->vit_qkv;
-    const sq_rows_in in = {.x = state->vit_x, .ldx = d, .k = d, .op = SQ_ROW_LAYERNORM, .weight = w->ln1.weight,
-                           .bias = w->ln1.bias, .eps = vit->eps};
+    const sq_rows_in in = {.x = state->vit_x,
+                           .ldx = d,
+                           .k = d,
+                           .op = SQ_ROW_LAYERNORM,
+                           .weight = w->ln1.weight,
+                           .bias = w->ln1.bias,
+                           .eps = vit->eps};
     const sq_gemm_out out[] = {{.c = qkv, .ldc = ld, .bias = w->q_b},
                                {.c = qkv + d, .ldc = ld, .bias = w->k_b},
                                {.c = qkv + 2 * (size_t)d, .ldc = ld, .bias = w->v_b}};
     sq_project(&s->compute, &in, n, (const sq_mat *const[]){&w->q, &w->k, &w->v}, out, 3);
 
     const sq_heads heads = {
-        .attn = {.q = qkv, .ldq = ld, .k = qkv + d, .v = qkv + 2 * (size_t)d, .ldkv = ld, .kv_type = SQ_KV_F32,
-                 .n_q = n, .n_kv = n, .head_dim = head_dim, .scale = 1.0f / sqrtf((float)head_dim),
-                 .out = state->vit_attn, .ldo = d},
+        .attn = {.q = qkv,
+                 .ldq = ld,
+                 .k = qkv + d,
+                 .v = qkv + 2 * (size_t)d,
+                 .ldkv = ld,
+                 .kv_type = SQ_KV_F32,
+                 .n_q = n,
+                 .n_kv = n,
+                 .head_dim = head_dim,
+                 .scale = 1.0f / sqrtf((float)head_dim),
+                 .out = state->vit_attn,
+                 .ldo = d},
         .n_heads = vit->n_heads,
         .n_kv_heads = vit->n_heads,
         .kv_head_bytes = head_dim * sizeof(float),
@@ -403,8 +420,13 @@ static void mlp_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer 
 {
     sq_llava_state *const state = sq_llava_state_of(s);
     const uint32_t n = vit->n_positions, d = vit->d;
-    const sq_rows_in in = {.x = state->vit_x, .ldx = d, .k = d, .op = SQ_ROW_LAYERNORM, .weight = w->ln2.weight,
-                           .bias = w->ln2.bias, .eps = vit->eps};
+    const sq_rows_in in = {.x = state->vit_x,
+                           .ldx = d,
+                           .k = d,
+                           .op = SQ_ROW_LAYERNORM,
+                           .weight = w->ln2.weight,
+                           .bias = w->ln2.bias,
+                           .eps = vit->eps};
     const sq_gemm_out hidden = {.c = state->vit_mlp, .ldc = vit->f, .bias = w->fc1_b};
     sq_project(&s->compute, &in, n, (const sq_mat *const[]){&w->fc1}, &hidden, 1);
 

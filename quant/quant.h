@@ -23,12 +23,12 @@ uint16_t sq_f32_to_f16(float f); /* nearest, ties to even; overflow gives infini
 enum { SQ_BLOCK = 32 };
 
 typedef struct sq_block_q8_0 {
-    uint16_t d;        /* binary16 scale */
+    uint16_t d;         /* binary16 scale */
     int8_t q[SQ_BLOCK]; /* weight = q * d */
 } sq_block_q8_0;
 
 typedef struct sq_block_q4_0 {
-    uint16_t d;             /* binary16 scale, may be negative */
+    uint16_t d;              /* binary16 scale, may be negative */
     uint8_t q[SQ_BLOCK / 2]; /* byte j: low nibble weight j, high nibble weight j+16; (nibble-8)*d */
 } sq_block_q4_0;
 
@@ -82,7 +82,7 @@ typedef struct sq_panels {
     const uint8_t *data; /* panel 0, 64-byte aligned */
     uint32_t n, k;       /* logical shape */
     sq_panel_type type;
-    uint32_t group;      /* 0: one scale a channel */
+    uint32_t group; /* 0: one scale a channel */
 } sq_panels;
 
 static inline uint32_t sq_round_up(uint32_t v, uint32_t step) { return (v + step - 1) / step * step; }

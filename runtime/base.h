@@ -36,7 +36,7 @@ int sq_utf8_next(const char *s, size_t n);
 
 /** The caller's allocator; malloc and free unless it has both functions. */
 squint_allocator sq_allocator_or_default(const squint_allocator *a);
-void *sq_alloc(const squint_allocator *a, size_t size);          /* size 0 gives a valid pointer */
+void *sq_alloc(const squint_allocator *a, size_t size);             /* size 0 gives a valid pointer */
 void sq_free(const squint_allocator *a, void *memory, size_t size); /* NULL is fine */
 /** a * b, or false when it does not fit. */
 bool sq_mul(size_t a, size_t b, size_t *out);
@@ -56,9 +56,9 @@ typedef struct sq_arena {
 
 /** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. */
 void *sq_take(sq_arena *arena, size_t n, size_t size);
-/** Goes back to where the arena was when it had `used` bytes: what is taken next shares memory with what was taken since
- *  then, for parts that are never in use at the same time. Built with ASan it does nothing, as the gaps of some parts
- *  would lie within others. */
+/** Goes back to where the arena was when it had `used` bytes: what is taken next shares memory with what was taken
+ * since then, for parts that are never in use at the same time. Built with ASan it does nothing, as the gaps of some
+ * parts would lie within others. */
 void sq_arena_overlay(sq_arena *arena, size_t used);
 
 /* ---- Threads ------------------------------------------------------------------------------ */

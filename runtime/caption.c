@@ -17,11 +17,11 @@
 typedef struct text_out {
     squint_session *s;
     const squint_caption_options *options;
-    size_t len;     /* bytes in s->text */
-    size_t sent;    /* bytes given to on_text */
-    char open[4];   /* bytes of an unfinished sequence */
+    size_t len;   /* bytes in s->text */
+    size_t sent;  /* bytes given to on_text */
+    char open[4]; /* bytes of an unfinished sequence */
     unsigned n_open;
-    bool stopped;   /* on_text returned false */
+    bool stopped; /* on_text returned false */
 } text_out;
 
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -41,11 +41,16 @@ static unsigned sequence_length(unsigned char b)
 static bool may_follow(unsigned char first, unsigned char second)
 {
     switch (first) {
-    case 0xE0: return second >= 0xA0 && second <= 0xBF;
-    case 0xED: return second >= 0x80 && second <= 0x9F;
-    case 0xF0: return second >= 0x90 && second <= 0xBF;
-    case 0xF4: return second >= 0x80 && second <= 0x8F;
-    default: return second >= 0x80 && second <= 0xBF;
+    case 0xE0:
+        return second >= 0xA0 && second <= 0xBF;
+    case 0xED:
+        return second >= 0x80 && second <= 0x9F;
+    case 0xF0:
+        return second >= 0x90 && second <= 0xBF;
+    case 0xF4:
+        return second >= 0x80 && second <= 0x8F;
+    default:
+        return second >= 0x80 && second <= 0xBF;
     }
 }
 
@@ -144,10 +149,11 @@ static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *
                                          s->token_scratch_bytes, s->ids, s->limits.max_rows, &n, msg);
     if (err) return err;
     const size_t expanded = n - 1 + m->n_vision;
-    const uint32_t limit = m->max_expanded && m->max_expanded < s->limits.max_rows ? m->max_expanded : s->limits.max_rows;
+    const uint32_t limit =
+        m->max_expanded && m->max_expanded < s->limits.max_rows ? m->max_expanded : s->limits.max_rows;
     if (expanded > limit)
-        return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens with the image's; the model takes %u", expanded,
-                       limit);
+        return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens with the image's; the model takes %u",
+                       expanded, limit);
     size_t image = 0;
     while (s->ids[image] != SQ_IMAGE_TOKEN)
         image++;
@@ -158,8 +164,8 @@ static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *
     return SQUINT_OK;
 }
 
-static squint_err generate(squint_session *s, text_out *t, sq_sampler *sampler, unsigned max_tokens,
-                           squint_result *r, squint_msg *msg)
+static squint_err generate(squint_session *s, text_out *t, sq_sampler *sampler, unsigned max_tokens, squint_result *r,
+                           squint_msg *msg)
 {
     const squint_model *const m = s->model;
     const uint32_t eos = sq_tokenizer_eos(m->tokenizer);
@@ -260,7 +266,8 @@ squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsig
     squint_err err = begin(session, rgb, result, msg);
     if (err) return err;
     if (!width || !height || width > SQ_IMAGE_MAX_SIDE || height > SQ_IMAGE_MAX_SIDE || stride / 3 < width)
-        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height, stride);
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height,
+                       stride);
     /* Pixels are only read; sq_image owns them in the other two entries. */
     const sq_image image = {.rgb = (uint8_t *)(uintptr_t)rgb, .w = width, .h = height};
     return caption_pixels(session, &image, stride, sq_now_ms(), options, result, msg);

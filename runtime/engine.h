@@ -39,8 +39,7 @@ void *sq_model_take(squint_model *m, size_t n, size_t size);
  */
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
 /** Reads an F32 or F16 tensor of exactly n elements; a missing one fails when required, else *out is NULL. */
-squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out,
-                       squint_msg *msg);
+squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
 
 /* ---- Models ------------------------------------------------------------------------------ */
 
@@ -50,18 +49,18 @@ struct squint_model {
     squint_allocator alloc;
     const sq_kernels *kernels;
     const sq_family *family;
-    sq_gguf *file;         /* NULL for a synthetic model */
+    sq_gguf *file;           /* NULL for a synthetic model */
     sq_tokenizer *tokenizer; /* NULL for a synthetic model */
     sq_owned *owned;
     sq_str template_name;
     /* What every family tells the engine about itself. */
     uint32_t n_layers, n_vocab, n_ctx;
-    uint32_t max_expanded;   /* longest prompt with vision tokens; 0: n_ctx */
-    uint32_t d;              /* length of an embedding */
-    uint32_t n_vision;       /* vision tokens an image; 0: no tower */
-    bool float_decoder;      /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
+    uint32_t max_expanded; /* longest prompt with vision tokens; 0: n_ctx */
+    uint32_t d;            /* length of an embedding */
+    uint32_t n_vision;     /* vision tokens an image; 0: no tower */
+    bool float_decoder;    /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
-    void *net;               /* the family's own: shapes and weights */
+    void *net; /* the family's own: shapes and weights */
 };
 
 /* ---- Sessions ----------------------------------------------------------------------------- */
@@ -91,9 +90,9 @@ typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *
 typedef struct sq_compute {
     const sq_kernels *kernels;
     sq_pool *pool;
-    sq_acts acts;      /* big enough for the largest product of the session */
-    float *rows_f32;   /* [max_rows][max_k], only when a weight is F32 */
-    float *scratch;    /* [n_threads][scratch_floats] */
+    sq_acts acts;    /* big enough for the largest product of the session */
+    float *rows_f32; /* [max_rows][max_k], only when a weight is F32 */
+    float *scratch;  /* [n_threads][scratch_floats] */
     size_t scratch_floats;
 } sq_compute;
 
@@ -103,20 +102,20 @@ struct squint_session {
     squint_session_options options;
     sq_limits limits;
     sq_arena arena;
-    void *block;     /* the arena's memory as allocated */
+    void *block; /* the arena's memory as allocated */
     size_t block_bytes;
     sq_pool *pool;
     sq_compute compute;
-    void *state;     /* the family's own, in the arena */
+    void *state; /* the family's own, in the arena */
     atomic_bool cancel;
 
-    float *pixels;   /* [3][size][size] */
-    float *vision;   /* [max_vision][d]: written by encode, read by forward */
-    float *logits;   /* [max_logits][n_vocab] */
-    uint32_t n_past; /* tokens in the caches; the next one's position */
-    uint32_t n_routed; /* routable tokens in the caches */
-    bool broken;       /* a pass failed half-way: only a reset helps */
-    uint32_t *kept;  /* [n_layers] vision tokens run by each layer in the last routed pass */
+    float *pixels;           /* [3][size][size] */
+    float *vision;           /* [max_vision][d]: written by encode, read by forward */
+    float *logits;           /* [max_logits][n_vocab] */
+    uint32_t n_past;         /* tokens in the caches; the next one's position */
+    uint32_t n_routed;       /* routable tokens in the caches */
+    bool broken;             /* a pass failed half-way: only a reset helps */
+    uint32_t *kept;          /* [n_layers] vision tokens run by each layer in the last routed pass */
     double macs, macs_dense; /* of the decoder since sq_session_reset() */
 
     sq_trace_fn *trace;
@@ -125,10 +124,10 @@ struct squint_session {
     void *progress_user;
 
     /* Captioning (caption.c) */
-    uint32_t *ids;       /* [max_rows] */
-    uint32_t *tokens;    /* [max_tokens of a caption] */
-    char *text;          /* the caption, terminated when it is finished */
-    char *piece;         /* of one token */
+    uint32_t *ids;    /* [max_rows] */
+    uint32_t *tokens; /* [max_tokens of a caption] */
+    char *text;       /* the caption, terminated when it is finished */
+    char *piece;      /* of one token */
     size_t piece_bytes;
     void *token_scratch;
     size_t token_scratch_bytes;
@@ -178,10 +177,10 @@ void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *c
 
 /* Attention of all heads: query head h reads KV head h * n_kv_heads / n_heads. */
 typedef struct sq_heads {
-    sq_attn attn;            /* of head 0: q, k, v, out at their first element */
+    sq_attn attn; /* of head 0: q, k, v, out at their first element */
     uint32_t n_heads, n_kv_heads;
-    size_t kv_head_bytes;    /* from one KV head to the next, in k and in v */
-} sq_heads; /* query and output heads lie head_dim floats apart in a row */
+    size_t kv_head_bytes; /* from one KV head to the next, in k and in v */
+} sq_heads;               /* query and output heads lie head_dim floats apart in a row */
 void sq_attend(sq_compute *c, const sq_heads *heads);
 
 /* ---- Families ------------------------------------------------------------------------------ */
@@ -212,8 +211,8 @@ typedef struct sq_synthetic {
     uint32_t n_layers, d, f, n_heads, n_kv_heads, n_vocab, n_ctx;
     sq_panel_type type;
     uint32_t group;
-    const bool *layer_is_mod;  /* [n_layers] */
-    const float *layer_ratio;  /* [n_layers] */
+    const bool *layer_is_mod; /* [n_layers] */
+    const float *layer_ratio; /* [n_layers] */
 } sq_synthetic;
 squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,
                              squint_msg *msg);

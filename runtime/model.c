@@ -81,9 +81,9 @@ static squint_err read_template(squint_model *m, squint_msg *msg)
     const squint_err err = sq_gguf_get_str(m->file, "squint.chat.template", false, &m->template_name, msg);
     if (err) return err;
     if (sq_prompt_known(m->template_name)) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key squint.chat.template: \"%.*s\" is not a template that squint knows",
-                   sq_gguf_path(m->file), (int)(m->template_name.len < 64 ? m->template_name.len : 64),
-                   m->template_name.s);
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
+                   "%s: key squint.chat.template: \"%.*s\" is not a template that squint knows", sq_gguf_path(m->file),
+                   (int)(m->template_name.len < 64 ? m->template_name.len : 64), m->template_name.s);
 }
 
 static squint_err load(squint_model *m, squint_msg *msg)
@@ -93,7 +93,8 @@ static squint_err load(squint_model *m, squint_msg *msg)
     if ((err = m->family->load(m, msg))) return err;
     if ((err = sq_tokenizer_open(&m->tokenizer, m->file, &m->alloc, msg))) return err;
     if (sq_tokenizer_size(m->tokenizer) != m->n_vocab)
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key tokenizer.ggml.tokens: %u pieces for %u rows of token_embd.weight",
+        return sq_fail(msg, SQUINT_ERR_FORMAT,
+                       "%s: key tokenizer.ggml.tokens: %u pieces for %u rows of token_embd.weight",
                        sq_gguf_path(m->file), sq_tokenizer_size(m->tokenizer), m->n_vocab);
     return read_template(m, msg);
 }
@@ -158,7 +159,8 @@ static squint_err no_memory(const squint_model *m, const char *name, squint_msg 
 static squint_err bad_shape(const squint_model *m, const sq_gguf_tensor *t, const char *name, uint32_t n, uint32_t k,
                             squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: shape [%llu, %llu, %llu, %llu] where [%u, %u] is needed",
+    return sq_fail(msg, SQUINT_ERR_FORMAT,
+                   "%s: tensor %s at byte %zu: shape [%llu, %llu, %llu, %llu] where [%u, %u] is needed",
                    sq_gguf_path(m->file), name, t->file_pos, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
                    (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], k, n);
 }
@@ -256,7 +258,8 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
         out->f32 = floats(m, t, (size_t)n * k);
         return out->f32 ? SQUINT_OK : no_memory(m, name, msg);
     case SQ_TENSOR_Q8_0:
-    case SQ_TENSOR_Q4_0: return repack_blocks(m, t, name, out, msg);
+    case SQ_TENSOR_Q4_0:
+        return repack_blocks(m, t, name, out, msg);
     default:
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s at byte %zu: type %s is not one for weights",
                        sq_gguf_path(m->file), name, t->file_pos, sq_tensor_type_name(t->type));

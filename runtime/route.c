@@ -27,10 +27,13 @@ static void softmax(const float *z, float *p, uint32_t n)
 static float squash(sq_norm_type type, float z)
 {
     switch (type) {
-    case SQ_NORM_TANH: return tanhf(z);
-    case SQ_NORM_SIGMOID: return 1.0f / (1.0f + expf(-z));
+    case SQ_NORM_TANH:
+        return tanhf(z);
+    case SQ_NORM_SIGMOID:
+        return 1.0f / (1.0f + expf(-z));
     case SQ_NORM_SOFTMAX:
-    case SQ_NORM_NONE: break;
+    case SQ_NORM_NONE:
+        break;
     }
     return z;
 }

@@ -177,7 +177,8 @@ squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w,
                               squint_msg *msg)
 {
     if (!s->model->n_vision)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no vision tower; take one file with tower and decoder");
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
+                       "this model has no vision tower; take one file with tower and decoder");
     return sq_image_prepare(rgb, w, h, stride, &s->model->image_rule, s->pixels, &s->alloc, msg);
 }
 
@@ -192,18 +193,19 @@ static squint_err check_pass(const squint_session *s, const uint32_t *ids, uint3
         if (ids[i] == SQ_IMAGE_TOKEN)
             ++*n_image;
         else if (ids[i] >= s->model->n_vocab)
-            return sq_fail(msg, SQUINT_ERR_ARGUMENT, "token %u is not in a vocabulary of %u", ids[i], s->model->n_vocab);
+            return sq_fail(msg, SQUINT_ERR_ARGUMENT, "token %u is not in a vocabulary of %u", ids[i],
+                           s->model->n_vocab);
     }
     const sq_limits *const limits = &s->limits;
     const uint32_t text = s->n_past - s->n_routed + n - *n_image;
-    if (!n || n > limits->max_rows || n_logits > n || n_logits > limits->max_logits ||
-        *n_image > limits->max_vision || n > limits->max_tokens - s->n_past ||
-        text > limits->max_tokens - limits->max_vision)
+    if (!n || n > limits->max_rows || n_logits > n || n_logits > limits->max_logits || *n_image > limits->max_vision ||
+        n > limits->max_tokens - s->n_past || text > limits->max_tokens - limits->max_vision)
         return sq_fail(msg, SQUINT_ERR_LIMIT,
                        "%u tokens after %u: this session holds %u in all, %u of them vision, %u a pass", n, s->n_past,
                        limits->max_tokens, limits->max_vision, limits->max_rows);
     if (*n_image && s->n_routed)
-        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "all vision tokens of a sequence are routed together: give them in one pass");
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT,
+                       "all vision tokens of a sequence are routed together: give them in one pass");
     return SQUINT_OK;
 }
 

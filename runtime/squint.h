@@ -76,7 +76,7 @@ typedef struct squint_msg {
  * The model file is mapped, not allocated. stb_image takes its memory here too.
  */
 typedef struct squint_allocator {
-    void *(*alloc)(void *user, size_t size);          /* aligned for any C type, or NULL */
+    void *(*alloc)(void *user, size_t size);             /* aligned for any C type, or NULL */
     void (*free)(void *user, void *memory, size_t size); /* size as given to alloc; memory is never NULL */
     void *user;
 } squint_allocator;
@@ -97,9 +97,9 @@ typedef enum squint_kv {
 } squint_kv;
 
 typedef struct squint_session_options {
-    unsigned threads;     /* 0: one a core of this machine; at most 256 */
-    unsigned max_tokens;  /* longest caption a session can write, in tokens; 0: 64 */
-    unsigned max_prompt;  /* longest prompt text, in bytes; 0: 256 */
+    unsigned threads;    /* 0: one a core of this machine; at most 256 */
+    unsigned max_tokens; /* longest caption a session can write, in tokens; 0: 64 */
+    unsigned max_prompt; /* longest prompt text, in bytes; 0: 256 */
     squint_kv kv;
 } squint_session_options;
 
@@ -113,13 +113,13 @@ typedef enum squint_stage {
 } squint_stage;
 
 typedef struct squint_caption_options {
-    const char *prompt;   /* UTF-8; NULL: the model's own. A "plain" model continues it. */
-    unsigned max_tokens;  /* 0: the session's */
-    float temperature;    /* 0: greedy */
-    unsigned top_k;       /* 0: all tokens */
-    float top_p;          /* 0: off, else in (0, 1] */
-    float min_p;          /* 0: off, else in (0, 1] */
-    uint64_t seed;        /* of the sampler; the same seed gives the same text */
+    const char *prompt;  /* UTF-8; NULL: the model's own. A "plain" model continues it. */
+    unsigned max_tokens; /* 0: the session's */
+    float temperature;   /* 0: greedy */
+    unsigned top_k;      /* 0: all tokens */
+    float top_p;         /* 0: off, else in (0, 1] */
+    float min_p;         /* 0: off, else in (0, 1] */
+    uint64_t seed;       /* of the sampler; the same seed gives the same text */
     /** A piece of the caption, as soon as it is complete UTF-8. Return false to stop. */
     bool (*on_text)(void *user, const char *text, size_t bytes);
     /** Work done of a stage, in steps (layers or tokens). Return false to stop. */
@@ -134,18 +134,18 @@ typedef enum squint_finish {
 
 /** A caption. Pointers belong to the session and hold until its next call. */
 typedef struct squint_result {
-    const char *text;           /* UTF-8, white space trimmed at both ends */
-    const uint32_t *tokens;     /* [n_tokens] the ids generated, without the end token */
+    const char *text;       /* UTF-8, white space trimmed at both ends */
+    const uint32_t *tokens; /* [n_tokens] the ids generated, without the end token */
     unsigned n_tokens;
-    unsigned n_prompt_tokens;   /* vision tokens included */
+    unsigned n_prompt_tokens; /* vision tokens included */
     unsigned n_vision_tokens;
     unsigned n_layers;
-    const uint32_t *kept;       /* [n_layers] vision tokens that each decoder layer ran */
+    const uint32_t *kept; /* [n_layers] vision tokens that each decoder layer ran */
     squint_finish finish;
     double stage_ms[SQUINT_STAGE_COUNT];
-    size_t kv_bytes;            /* of keys and values in use at the end, all layers */
-    double prefill_macs;        /* multiply-adds of the decoder's prefill as run */
-    double prefill_macs_dense;  /* the same with no token skipped */
+    size_t kv_bytes;           /* of keys and values in use at the end, all layers */
+    double prefill_macs;       /* multiply-adds of the decoder's prefill as run */
+    double prefill_macs_dense; /* the same with no token skipped */
 } squint_result;
 
 /** The library's version, "major.minor.patch"; static storage. */
@@ -169,8 +169,7 @@ SQUINT_API SQUINT_MUST_CHECK squint_err squint_model_open(squint_model **out, co
  * be 64-byte aligned for panels to be used in place.
  */
 SQUINT_API SQUINT_MUST_CHECK squint_err squint_model_open_memory(squint_model **out, const void *data, size_t size,
-                                                                 const squint_model_options *options,
-                                                                 squint_msg *msg);
+                                                                 const squint_model_options *options, squint_msg *msg);
 
 /** Releases a model and clears the pointer. All its sessions must be closed. NULL is fine. */
 SQUINT_API void squint_model_close(squint_model **model);
@@ -221,8 +220,8 @@ SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_memory(squint_session *se
  */
 SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsigned width,
                                                            unsigned height, size_t stride,
-                                                           const squint_caption_options *options,
-                                                           squint_result *result, squint_msg *msg);
+                                                           const squint_caption_options *options, squint_result *result,
+                                                           squint_msg *msg);
 
 #ifdef __cplusplus
 }

@@ -31,9 +31,9 @@ struct sq_pool {
     squint_allocator alloc;
     size_t bytes;
     unsigned n_threads, n_started;
-    _Atomic uint64_t job;   /* n_chunks << 32 | next chunk */
-    atomic_uint done;       /* chunks of the job that are finished */
-    sq_job_fn *fn;          /* fn and ctx are published by the store of `job` */
+    _Atomic uint64_t job; /* n_chunks << 32 | next chunk */
+    atomic_uint done;     /* chunks of the job that are finished */
+    sq_job_fn *fn;        /* fn and ctx are published by the store of `job` */
     void *ctx;
     pthread_mutex_t lock;
     pthread_cond_t wake;

@@ -28,9 +28,9 @@ enum { SQ_MR_MAX = 16 };
  * are zero, scale included.
  */
 typedef struct sq_acts {
-    int8_t *q;      /* [m_tiles][k_pad / 4][mr][4], 64-byte aligned */
-    float *scale;   /* [m_tiles][n_groups][mr] */
-    int32_t *sum;   /* [m_tiles][n_groups][mr] */
+    int8_t *q;    /* [m_tiles][k_pad / 4][mr][4], 64-byte aligned */
+    float *scale; /* [m_tiles][n_groups][mr] */
+    int32_t *sum; /* [m_tiles][n_groups][mr] */
     uint32_t m, k, group, mr;
 } sq_acts;
 
@@ -52,10 +52,10 @@ typedef enum sq_row_op {
 /* The rows to read: row i of the result is row rows[i] (or i when rows is NULL) of x. This is the
  * gather of a routed layer: rows that are not listed are never read. */
 typedef struct sq_rows_in {
-    const float *x;      /* [*][ldx] */
-    size_t ldx;          /* floats from one row to the next */
+    const float *x;       /* [*][ldx] */
+    size_t ldx;           /* floats from one row to the next */
     const uint32_t *rows; /* [m] or NULL */
-    uint32_t k;          /* length of a result row (SWIGLU reads 2 * k) */
+    uint32_t k;           /* length of a result row (SWIGLU reads 2 * k) */
     sq_row_op op;
     const float *weight; /* [k], norms only */
     const float *bias;   /* [k], layer norm only */
@@ -111,7 +111,7 @@ typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
  * and more) takes up to 72 KiB of stack.
  */
 typedef struct sq_attn {
-    const float *q;   /* [n_q][ldq], head_dim used */
+    const float *q; /* [n_q][ldq], head_dim used */
     size_t ldq;
     const void *k, *v; /* [n_kv][ldkv] of kv_type */
     size_t ldkv;
@@ -120,7 +120,7 @@ typedef struct sq_attn {
     bool causal;
     uint32_t first_kv; /* causal: keys before the first query of this call, itself not counted */
     float scale;
-    float *out;       /* [n_q][ldo] */
+    float *out; /* [n_q][ldo] */
     size_t ldo;
 } sq_attn;
 
