@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""The model card's tables, measured: runs `squint eval` for each model and prints Markdown."""
+"""The model card's tables, measured: runs `squint eval` for each model and prints Markdown.
+
+SPDX-License-Identifier: MIT
+"""
 
 import argparse
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 ROWS = ("exact match", "NLL per token", "NLL, photos shuffled", "BLEU-4", "CIDEr-D", "KV cache, bytes",
         "multiply-adds of the prefill", "prefill, ms")
@@ -31,11 +35,13 @@ def main():
     parser.add_argument("--squint", required=True, help="the squint command")
     parser.add_argument("--scenes", required=True, help="folder written by scenes.py evalset")
     parser.add_argument("--photos", required=True, help="folder written by evalset.py")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each squint")
+    parser.add_argument("--jobs", type=int, default=1, help="models measured at the same time")
     parser.add_argument("models", nargs="+", metavar="NAME=FILE", help="a column's name and its model")
     args = parser.parse_args()
     named = [m.split("=", 1) for m in args.models]
-    columns = [column(args, path) for _, path in named]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        columns = list(pool.map(lambda pair: column(args, pair[1]), named))
     print("| | " + " | ".join(name for name, _ in named) + " |")
     print("|---" * (len(named) + 1) + "|")
     for i, row in enumerate(ROWS):
