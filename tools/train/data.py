@@ -1,4 +1,7 @@
-"""Data for training: drawn scenes, Flickr8k, Tiny-ImageNet names; the vocabulary; packed sequences."""
+"""Data for training: drawn scenes, Flickr8k, Tiny-ImageNet names; the vocabulary; packed sequences.
+
+SPDX-License-Identifier: MIT
+"""
 
 import collections
 import json

@@ -2,6 +2,8 @@
 
 Vision tokens stand at rows 1..n of every sequence, after BOS; text follows. All layers see rectangular batches:
 with the same number of vision tokens in each picture, a routed layer keeps the same number of rows.
+
+SPDX-License-Identifier: MIT
 """
 
 import math

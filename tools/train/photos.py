@@ -1,4 +1,7 @@
-"""Reading photos from folders and tar files."""
+"""Reading photos from folders and tar files.
+
+SPDX-License-Identifier: MIT
+"""
 
 import io
 import os

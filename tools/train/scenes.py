@@ -8,6 +8,8 @@ by any number of workers and made again later.  Training draws from the split
 Commands:
   render    write a training set (arrays for data.py)
   evalset   write PNG files and captions.jsonl for measuring
+
+SPDX-License-Identifier: MIT
 """
 
 import argparse

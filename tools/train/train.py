@@ -10,6 +10,8 @@ Training, in the order of the commands:
            p-MoD decoder
 
 Every run saves as it goes and goes on from its last save when started again with the same --out.
+
+SPDX-License-Identifier: MIT
 """
 
 import argparse
