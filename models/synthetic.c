@@ -16,10 +16,12 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-static void fill_bytes(uint8_t *out, size_t bytes, uint64_t *state)
+/* Odd weights only: 1, 3 .. 15 have the zero point 8 as their mean, 1 .. 255 have 128. A mean beside it would grow
+ * from layer to layer, as no trained model's does. */
+static void fill_weights(uint8_t *out, size_t bytes, uint64_t *state)
 {
     for (size_t i = 0; i + 8 <= bytes; i += 8) {
-        const uint64_t r = next_random(state);
+        const uint64_t r = next_random(state) | 0x1111111111111111u;
         memcpy(out + i, &r, sizeof r);
     }
 }
@@ -30,7 +32,7 @@ static void fill_panel(const sq_panels *w, uint8_t *panel, uint64_t *state)
     const size_t weights = sq_panel_weight_bytes(w);
     const float scale = INITIAL_SCALE / (w->type == SQ_PANEL_I4 ? 4 : 64);
     const size_t n_scales = SQ_PANEL_N * (w->group ? (w->k + w->group - 1) / w->group : 1);
-    fill_bytes(panel, weights, state);
+    fill_weights(panel, weights, state);
     for (size_t i = 0; i < n_scales; i++) {
         if (w->group)
             ((uint16_t *)(void *)(panel + weights))[i] = sq_f32_to_f16(scale);

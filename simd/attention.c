@@ -27,6 +27,9 @@ static float score(const sq_attn *a, const float *q, uint32_t j)
     return a->scale * sq_sum8(sum);
 }
 
+/* exp(below), where below <= 0 is a score's distance to the largest */
+static float weight(float below) { return below < SQ_ATTN_LEAST_SCORE ? 0.0f : expf(below); }
+
 typedef struct running {
     float max, sum;
 } running;
@@ -38,13 +41,13 @@ static void one_block(const sq_attn *a, const float *q, uint32_t j0, uint32_t n,
         p[j] = score(a, q, j0 + j);
         max = p[j] > max ? p[j] : max;
     }
-    const float shrink = expf(s->max - max);
+    const float shrink = weight(s->max - max);
     s->max = max;
     s->sum *= shrink;
     for (uint32_t d = 0; d < a->head_dim; d++)
         out[d] *= shrink;
     for (uint32_t j = 0; j < n; j++) {
-        const float e = expf(p[j] - max);
+        const float e = weight(p[j] - max);
         s->sum += e;
         for (uint32_t d = 0; d < a->head_dim; d++)
             out[d] += e * element(a, a->v, j0 + j, d);

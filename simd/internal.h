@@ -30,6 +30,10 @@ static inline float sq_sum8(const float s[8])
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
+/* A key whose score is this far below the largest gets no weight: next to a weight of 1 it cannot change a float, but
+ * from 87 on it would be a denormal number, which costs a CPU some 100 cycles a multiply-add. */
+#define SQ_ATTN_LEAST_SCORE (-60.0f)
+
 /* Keys that query i of a call attends. */
 static inline uint32_t sq_attn_limit(const sq_attn *a, uint32_t i)
 {

@@ -766,6 +766,35 @@ static void attention_moves_its_maximum(void **state)
     }
 }
 
+/* Keys 0 to 64 score 0, one of them 95 more or less: what is 95 below has weight 0, not a denormal one. */
+static void far_scores_have_no_weight(void **state)
+{
+    (void)state;
+    const uint32_t odd[] = {0, 3, 63, 64};
+    for (int i = 0; i < 4; i++) {
+        for (int sign = -1; sign <= 1; sign += 2) {
+            for (uint32_t n_q = 1; n_q <= 7; n_q += 6) {
+                attention t = random_attention(n_q, 65, 8, SQ_KV_F32, false, 1.0f);
+                for (uint32_t j = 0; j < 65; j++) {
+                    const bool is_odd = j == odd[i];
+                    for (uint32_t d = 0; d < 8; d++) {
+                        t.k[j * t.a.ldkv + d] = is_odd ? 95.0f * (float)sign : 0.0f;
+                        t.v[j * t.a.ldkv + d] = is_odd == (sign > 0) ? 0.0f : 1e30f;
+                    }
+                }
+                for (uint32_t q = 0; q < n_q; q++) {
+                    for (uint32_t d = 0; d < 8; d++)
+                        t.q[q * t.a.ldq + d] = d ? 0.0f : 1 / t.a.scale;
+                }
+                kernels->attention(&t.a);
+                for (uint32_t q = 0; q < n_q; q++)
+                    assert_true(t.a.out[q * t.a.ldo] == 0.0f);
+                attention_free(&t);
+            }
+        }
+    }
+}
+
 static void equal_scores_give_the_mean(void **state)
 {
     (void)state;
@@ -916,6 +945,7 @@ int main(void)
         cmocka_unit_test(attention_of_every_shape),
         cmocka_unit_test(attention_of_every_length),
         cmocka_unit_test(attention_moves_its_maximum),
+        cmocka_unit_test(far_scores_have_no_weight),
         cmocka_unit_test(equal_scores_give_the_mean),
         cmocka_unit_test(attention_survives_any_number),
         cmocka_unit_test(dot_products),

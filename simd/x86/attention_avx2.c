@@ -164,12 +164,20 @@ static float hide_and_max(float *s, uint32_t n, int64_t attended)
     return max8(max);
 }
 
-/* s = exp(s - max); returns the sum. */
+/* weight() of simd/attention.c; exp8 never sees what it would turn into a denormal number. */
+SQ_INLINE __m256 weight8(__m256 below)
+{
+    const __m256 least = _mm256_set1_ps(SQ_ATTN_LEAST_SCORE);
+    const __m256 e = exp8(_mm256_max_ps(least, below)); /* NaN stays NaN */
+    return _mm256_andnot_ps(_mm256_cmp_ps(below, least, _CMP_LT_OQ), e);
+}
+
+/* s = weight(s - max); returns the sum. */
 static float exp_and_sum(float *s, uint32_t n, float max)
 {
     __m256 sum = _mm256_setzero_ps();
     for (uint32_t j = 0; j < n; j += 8) {
-        const __m256 e = exp8(_mm256_sub_ps(_mm256_load_ps(s + j), _mm256_set1_ps(max)));
+        const __m256 e = weight8(_mm256_sub_ps(_mm256_load_ps(s + j), _mm256_set1_ps(max)));
         _mm256_store_ps(s + j, e);
         sum = _mm256_add_ps(sum, e);
     }
@@ -187,7 +195,7 @@ static void softmax(const tile *t, running *state, float s[][KEYS], float shrink
         max[r] = most > max[r] ? most : max[r];
         shrink[r] -= max[r];
     }
-    _mm256_store_ps(shrink, exp8(_mm256_load_ps(shrink)));
+    _mm256_store_ps(shrink, weight8(_mm256_load_ps(shrink)));
     for (uint32_t r = 0; r < rows; r++) {
         state->sum[t->t + r] = state->sum[t->t + r] * shrink[r] + exp_and_sum(s[r], n, max[r]);
     }
@@ -342,7 +350,7 @@ SQ_INLINE void one_query(const sq_attn *a, uint32_t i, sq_kv_type type)
             scores4(a, q, j + k, n - k, p + k, type);
         const float most = hide_and_max(p, padded, n), before = max;
         max = most > max ? most : max;
-        const float shrink = expf(before - max);
+        const float shrink = before - max < SQ_ATTN_LEAST_SCORE ? 0.0f : expf(before - max);
         sum = sum * shrink + exp_and_sum(p, padded, max);
         uint32_t d = 0;
         for (; d + 64 <= a->head_dim; d += 64)
