@@ -77,6 +77,12 @@ class Scenes:
     def caption(self, i):
         return scenes.caption(scenes.row_objects(self.objects[i]))
 
+    def chances(self, counts):
+        """How likely each scene is to be drawn [N], for scenes of one, two, .. objects to have these parts."""
+        n_objects = (self.objects[..., 0] >= 0).sum(1)
+        chance = np.array([0, *counts])[n_objects] / np.bincount(n_objects)[n_objects]
+        return chance / chance.sum()
+
     def cell_targets(self, index):
         """[B, cells, 3]: shape, colour and size of the object that covers a cell; 0: none."""
         first = self.objects[index][..., :3].astype(np.int64) + 1          # [B, objects, 3]

@@ -44,4 +44,6 @@ def load_backdrops(path):
         pictures.append(np.asarray(image))
         if len(pictures) == BACKDROPS:
             break
+    if not pictures:
+        raise SystemExit(f"{path}: no pictures in it; give a folder or a .tar of {', '.join(SUFFIXES)} files")
     return pictures

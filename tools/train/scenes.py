@@ -298,8 +298,8 @@ def scene(seed, split, index, backdrop):
 _WORKER = {}
 
 
-def _start_worker(seed, split, backdrop_path):
-    _WORKER.update(seed=seed, split=split, backdrop=photos.load_backdrops(backdrop_path))
+def _start_worker(seed, split, backdrop):
+    _WORKER.update(seed=seed, split=split, backdrop=backdrop)
 
 
 def _work(index):
@@ -308,7 +308,8 @@ def _work(index):
 
 def scenes(seed, split, count, backdrop_path, workers):
     """Yield `count` scenes in order, drawn by `workers` processes."""
-    with multiprocessing.Pool(workers, _start_worker, (seed, split, backdrop_path)) as pool:
+    backdrop = photos.load_backdrops(backdrop_path)
+    with multiprocessing.Pool(workers, _start_worker, (seed, split, backdrop)) as pool:
         yield from pool.imap(_work, range(count), chunksize=64)
 
 

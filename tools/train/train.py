@@ -205,6 +205,7 @@ class CaptionData:
         self.config = config
         self.start = self.vocabulary.encode("\n")
         self.drawn = data.Scenes(args.scenes)
+        self.chance = self.drawn.chances(args.counts) if args.counts else None
         self.pictures, self.texts = data.load_photos(args.flickr, "train", data.PHOTO_SIDE)
 
     def rows(self, captions):
@@ -218,7 +219,7 @@ class CaptionData:
         return normalise(torch.from_numpy(data.jitter(pixels, rng)))
 
     def scenes_batch(self, rng, count):
-        index = np.sort(rng.integers(0, len(self.drawn), count))
+        index = np.sort(rng.choice(len(self.drawn), count, p=self.chance))
         return index, self.drawn_inputs(index, rng), data.collate([self.rows([self.drawn.caption(i)]) for i in index])
 
     def photos_batch(self, rng, count):
@@ -306,6 +307,8 @@ def caption(args):
     config = Config(mod=args.mod)
     torch.manual_seed(args.seed)
     model = CaptionTasks(args, config)
+    if args.compile:
+        model.captioner.compile(dynamic=True)  # texts have all lengths
     run = Run(args, model, model.parameter_groups(args.lr, args.tower_rate))
     batches = (FeatureData if args.features else CaptionData)(args, config)
     while run.step < args.steps:
@@ -365,6 +368,10 @@ def main():
     sub.add_argument("--features", help="file of the features command for this tower, which then stays as it is")
     sub.add_argument("--init", help="checkpoint of a captioner to start from, dense or not")
     sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr")
+    sub.add_argument("--counts", type=float, nargs=scenes.MAX_OBJECTS, metavar="PART",
+                     help="parts of scenes with one, two, .. objects; default: as they were rendered")
+    sub.add_argument("--compile", action="store_true",
+                     help="let PyTorch 2 and a C++ compiler fuse the decoder: minutes at first, then faster steps")
     sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
     sub.set_defaults(run=caption)
 
