@@ -65,7 +65,7 @@ void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *s
     state->attn = sq_take(arena, rows, q_width(net) * sizeof(float));
     state->mlp = sq_take(arena, rows, (size_t)net->f * 2 * sizeof(float));
     state->targets = sq_take(arena, limits->max_vision, sizeof(uint32_t));
-    state->order = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->keys = sq_take(arena, limits->max_vision, sizeof(int32_t));
     state->chosen = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->scores = sq_take(arena, limits->max_vision, sizeof(float));
     state->weights = sq_take(arena, limits->max_vision, sizeof(float));

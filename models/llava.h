@@ -96,7 +96,7 @@ typedef struct sq_llava_state {
     uint32_t last_image; /* position after the last vision token: no rewinding before it */
     /* routing, of one pass */
     uint32_t *targets;       /* [max_vision] rows of routable tokens, rising */
-    uint32_t *order;         /* [max_vision] scratch of the choice */
+    int32_t *keys;           /* [max_vision] scratch of the choice */
     uint32_t *chosen;        /* [max_vision] indices into targets */
     float *scores, *weights; /* [max_vision] */
     uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */

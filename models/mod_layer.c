@@ -33,14 +33,15 @@ static squint_err select(const sq_pass *p, const sq_decoder_layer *w, sq_run *ru
 {
     sq_llava_state *const state = p->state;
     const uint32_t k = sq_route_count(p->n_targets, w->ratio);
-    const squint_err err = sq_route_top_k(state->scores, p->n_targets, k, state->order, state->chosen, msg);
+    const sq_kernels *const kernels = p->s->model->kernels;
+    const squint_err err = sq_route_top_k(kernels, state->scores, p->n_targets, k, state->keys, state->chosen, msg);
     if (err) return err;
     uint32_t m = 0, target = 0, chosen = 0;
     for (uint32_t row = 0; row < p->n; row++) {
         const bool is_target = target < p->n_targets && state->targets[target] == row;
         const bool is_chosen = is_target && chosen < k && state->chosen[chosen] == target;
         if (is_target && !is_chosen) {
-            p->s->model->kernels->scale(state->x + (size_t)row * p->net->d, state->weights[target], p->net->d);
+            kernels->scale(state->x + (size_t)row * p->net->d, state->weights[target], p->net->d);
         } else {
             state->kept_weight[m] = is_target ? state->weights[target] : 1.0f;
             state->kept[m++] = row;

@@ -6,6 +6,7 @@
 #define SQ_ROUTE_H
 
 #include "runtime/base.h"
+#include "simd/simd.h"
 
 typedef enum sq_norm_type { SQ_NORM_TANH, SQ_NORM_SIGMOID, SQ_NORM_SOFTMAX, SQ_NORM_NONE } sq_norm_type;
 
@@ -15,13 +16,8 @@ uint32_t sq_route_count(uint32_t n, float ratio);
 /** w[i] = scale * g(z[i]) + bias for n routable tokens; softmax runs over these n. */
 void sq_route_weights(sq_norm_type type, float scale, float bias, const float *z, float *w, uint32_t n);
 
-/**
- * The k largest of z[0..n), lower index first on ties, as indices in rising order. Fails on NaN and says
- * where.
- * @param scratch  n uint32
- * @param kept     [k] out
- */
-squint_err sq_route_top_k(const float *z, uint32_t n, uint32_t k, uint32_t *scratch, uint32_t *kept,
-                          squint_msg *msg);
+/** The choice of sq_select_fn. Fails on NaN and says where. */
+squint_err sq_route_top_k(const sq_kernels *kernels, const float *z, uint32_t n, uint32_t k, int32_t *keys,
+                          uint32_t *kept, squint_msg *msg);
 
 #endif

@@ -19,6 +19,7 @@ static const sq_kernels scalar = {
     .scale = sq_scale_c,
     .to_f16 = sq_to_f16_c,
     .rope = sq_rope_c,
+    .select = sq_select_c,
 };
 static const char *const scalar_names[] = {"scalar", NULL};
 
@@ -35,6 +36,7 @@ static const sq_kernels avx2 = {
     .scale = sq_scale_avx2,
     .to_f16 = sq_to_f16_avx2,
     .rope = sq_rope_avx2,
+    .select = sq_select_c,
 };
 static const char *const avx2_names[] = {"scalar", "avx2", NULL};
 #endif

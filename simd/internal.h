@@ -52,6 +52,7 @@ sq_dot_fn sq_dot_c;
 sq_scale_fn sq_scale_c;
 sq_to_f16_fn sq_to_f16_c;
 sq_rope_fn sq_rope_c;
+sq_select_fn sq_select_c;
 
 /* ---- AVX2 -------------------------------------------------------------------------------- */
 

@@ -135,6 +135,14 @@ typedef void sq_scale_fn(float *x, float s, size_t n);
 /* dst[i] = (binary16) src[i] */
 typedef void sq_to_f16_fn(const float *src, uint16_t *dst, size_t n);
 
+/**
+ * The k largest of z[0..n), lower index first on ties (-0 equals 0), as indices in rising order; k <= n.
+ * @param keys  n int32, scratch
+ * @param kept  [k] out
+ * @return n, or the index of the first NaN: then nothing was chosen
+ */
+typedef uint32_t sq_select_fn(const float *z, uint32_t n, uint32_t k, int32_t *keys, uint32_t *kept);
+
 /* Rotates one head in place (arXiv 2104.09864). cos_sin: [head_dim/2] cosines, then as many sines.
  * half: pairs (i, i + head_dim/2), else pairs (2i, 2i + 1), as llama.cpp stores W_q and W_k. */
 typedef void sq_rope_fn(float *x, const float *cos_sin, uint32_t head_dim, bool half);
@@ -152,6 +160,7 @@ typedef struct sq_kernels {
     sq_scale_fn *scale;
     sq_to_f16_fn *to_f16;
     sq_rope_fn *rope;
+    sq_select_fn *select;
 } sq_kernels;
 
 /** The table called `isa`, the best this CPU runs when NULL or "auto"; NULL when unknown or not runnable here. */

@@ -908,6 +908,119 @@ static void rotations(void **state)
     }
 }
 
+/* ---- Selection --------------------------------------------------------------------------- */
+
+enum { SELECT_MAX = 3000 };
+
+static const float *select_scores;
+
+static int by_score(const void *a, const void *b)
+{
+    const uint32_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
+    if (select_scores[i] != select_scores[j]) return select_scores[i] > select_scores[j] ? -1 : 1;
+    return i < j ? -1 : 1;
+}
+
+static int by_index(const void *a, const void *b)
+{
+    const uint32_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
+    return (i > j) - (i < j);
+}
+
+/* The k first of a sort. */
+static void check_select_k(const float *z, uint32_t n, uint32_t k, const uint32_t *order, int32_t *keys)
+{
+    uint32_t want[SELECT_MAX], *kept = guarded(k, sizeof *kept);
+    memcpy(want, order, k * sizeof *want);
+    qsort(want, k, sizeof *want, by_index);
+    assert_int_equal(kernels->select(z, n, k, keys, kept), n);
+    assert_memory_equal(kept, want, k * sizeof *want);
+    guarded_free(kept);
+}
+
+static void check_select(const float *z, uint32_t n, uint32_t step)
+{
+    uint32_t order[SELECT_MAX];
+    int32_t *keys = guarded(n, sizeof *keys);
+    for (uint32_t i = 0; i < n; i++)
+        order[i] = i;
+    select_scores = z;
+    qsort(order, n, sizeof *order, by_score);
+    for (uint32_t k = 0; k < n; k += step)
+        check_select_k(z, n, k, order, keys);
+    if (n) check_select_k(z, n, n - 1, order, keys);
+    check_select_k(z, n, n, order, keys);
+    guarded_free(keys);
+}
+
+/* What shape of scores, in rising order of how many are equal. */
+static float score_at(int shape, uint32_t i)
+{
+    static const float odd[] = {0.0f, -0.0f, INFINITY, -INFINITY, 0x1p-149f, -0x1p-149f, FLT_MAX, -FLT_MAX, 1.0f};
+    uint32_t bits;
+    float any;
+    switch (shape) {
+    case 0: /* any number at all */
+        bits = (uint32_t)random_u64(&seed);
+        memcpy(&any, &bits, sizeof any);
+        return isnan(any) ? 0.0f : any;
+    case 1:
+        return random_f32(&seed);
+    case 2:
+        return (float)i;
+    case 3:
+        return -(float)i;
+    case 4:
+        return odd[below(sizeof odd / sizeof *odd)];
+    case 5:
+        return below(2) ? 0.0f : -0.0f;
+    case 6:
+        return 1.0f + FLT_EPSILON * (float)below(3); /* next to one another */
+    default:
+        return -3.0f;
+    }
+}
+
+static void selection_equals_a_sort(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[] = {576, 2880};
+    for (int shape = 0; shape <= 7; shape++) {
+        for (uint32_t n = 0; n <= 40; n++) {
+            float *z = guarded(n, sizeof *z);
+            for (uint32_t i = 0; i < n; i++)
+                z[i] = score_at(shape, i);
+            check_select(z, n, 1);
+            guarded_free(z);
+        }
+        for (int l = 0; l < 2; l++) {
+            float *z = guarded(lengths[l], sizeof *z);
+            for (uint32_t i = 0; i < lengths[l]; i++)
+                z[i] = score_at(shape, i);
+            check_select(z, lengths[l], lengths[l] / 6 + 1);
+            guarded_free(z);
+        }
+    }
+}
+
+/* The first NaN is told, whatever k is and whichever bits it has. */
+static void selection_finds_nan(void **state)
+{
+    (void)state;
+    static const uint32_t nans[] = {0x7fc00000, 0xffc00000, 0x7f800001, 0xff800001, 0x7fffffff, 0xffffffff};
+    int32_t keys[40];
+    uint32_t kept[40];
+    for (uint32_t n = 1; n <= 40; n++) {
+        float z[40];
+        for (uint32_t i = 0; i < n; i++)
+            z[i] = random_f32(&seed);
+        const uint32_t at = below(n);
+        memcpy(&z[at], &nans[n % 6], sizeof *z);
+        memcpy(&z[at + below(n - at)], &nans[below(6)], sizeof *z);
+        assert_int_equal(kernels->select(z, n, below(n + 1), keys, kept), at);
+    }
+}
+
 /* ---- Choice ------------------------------------------------------------------------------ */
 
 static void tables_are_chosen_by_name(void **state)
@@ -952,6 +1065,8 @@ int main(void)
         cmocka_unit_test(scaled_vectors),
         cmocka_unit_test(halves_round_as_in_quant),
         cmocka_unit_test(rotations),
+        cmocka_unit_test(selection_equals_a_sort),
+        cmocka_unit_test(selection_finds_nan),
         cmocka_unit_test(tables_are_chosen_by_name),
     };
     int failed = 0;

@@ -108,9 +108,10 @@ static void test_softmax_weights(void **state)
 
 static void check_top(const float *z, uint32_t n, uint32_t k, const uint32_t *expected)
 {
-    uint32_t scratch[MAX_N], kept[MAX_N + 1];
+    int32_t keys[MAX_N];
+    uint32_t kept[MAX_N + 1];
     kept[k] = 12345; /* nothing is written past the k-th */
-    assert_int_equal(sq_route_top_k(z, n, k, scratch, kept, NULL), SQUINT_OK);
+    assert_int_equal(sq_route_top_k(sq_kernels_get(NULL), z, n, k, keys, kept, NULL), SQUINT_OK);
     for (uint32_t i = 0; i < k; i++)
         assert_int_equal(kept[i], expected[i]);
     assert_int_equal(kept[k], 12345);
@@ -164,12 +165,13 @@ static void test_nan_is_refused(void **state)
     (void)state;
     for (uint32_t at = 0; at < 5; at++) {
         float z[] = {1, 2, 3, 4, 5};
-        uint32_t scratch[5], kept[5];
+        int32_t keys[5];
+        uint32_t kept[5];
         squint_msg msg;
         const char name[] = {(char)('0' + at), ' ', 'i', 's', '\0'};
         z[at] = at % 2 ? -NAN : NAN;
         for (uint32_t k = 0; k <= 5; k++) {
-            assert_int_equal(sq_route_top_k(z, 5, k, scratch, kept, &msg), SQUINT_ERR_NUMERIC);
+            assert_int_equal(sq_route_top_k(sq_kernels_get(NULL), z, 5, k, keys, kept, &msg), SQUINT_ERR_NUMERIC);
             assert_non_null(strstr(msg.text, name));
         }
     }
