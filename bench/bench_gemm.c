@@ -1,282 +1,255 @@
 /*
- * bench_gemm: speed of the matrix products, next to the peak of their own instructions in the same run.
+ * bench_gemm: speed of the matrix products, next to the peak of their own instructions and to oneDNN in the same run.
  * SPDX-License-Identifier: MIT
  *
- * One thread, in processor time: on a busy machine the time of others does not count. Rounds of peak and product
- * alternate, so that both see the same clock and the same neighbours on the core; the best of each counts. A table that
- * is too slow for a whole product computes only its first channels.
+ * Rounds of peak, oneDNN and product alternate, so that all see the same clock and the same neighbours on the core; the
+ * best of each counts. Each table gets a process of its own, in which oneDNN is limited to the table's instructions. A
+ * table that is too slow for a whole product computes only its first channels.
  */
-#include "config.h"
-#include "simd/peak.h"
-#include "simd/simd.h"
+#include "bench/common.h"
+#include "bench/onednn.h"
 
-#include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-enum { SLOW_MS = 400, PEAK_ROUNDS = 1 << 19 };
+enum { SLOW_MS = 400, MAX_CHUNK = 8 };
 
-typedef struct bench_case {
-    const sq_kernels *kernels;
-    sq_panels w;
-    uint32_t m;
-    double gmacs, peak_gmacs; /* 10^9 multiply-adds a second; peak 0: none known */
-} bench_case;
+static const char program[] = "bench_gemm";
 
 typedef struct options {
-    uint32_t m, n, k, group, rounds; /* m, n, k: 0 for the usual shapes */
-    const char *isa;
+    uint32_t m, n, k, group, rounds, threads; /* m, n, k: 0 for the usual shapes */
+    const char *isa, *type;
     bool json;
 } options;
 
-/* ---- Peaks ------------------------------------------------------------------------------- */
+typedef struct bench {
+    const options *o;
+    const sq_kernels *kernels;
+    sq_pool *pool;
+    bool onednn; /* its limit is in force */
+    onednn_server *server;
+} bench;
 
-static const struct {
-    const char *isa;
-    sq_peak_fn *i8, *i4;
-} peaks[] = {
-#if SQ_ARCH_X86_64
-    {"avx2", sq_peak_i8_avx2, sq_peak_i4_avx2},
-#endif
-    {"scalar", NULL, NULL}, /* whatever the compiler made of it */
-};
-
-static sq_peak_fn *peak_of(const bench_case *c)
-{
-    for (size_t i = 0; i < sizeof peaks / sizeof *peaks; i++) {
-        if (!strcmp(peaks[i].isa, c->kernels->isa)) return c->w.type == SQ_PANEL_I4 ? peaks[i].i4 : peaks[i].i8;
-    }
-    return NULL;
-}
+/* 10^9 multiply-adds a second; 0: not known */
+typedef struct rates {
+    double ours, peak, onednn, onednn_best;
+    char onednn_name[64];
+} rates;
 
 /* ---- One product ------------------------------------------------------------------------- */
 
-typedef struct buffers {
+typedef struct product {
+    sq_panels w;
+    sq_acts a;
     uint8_t *weights;
     float *x, *c, *scratch;
-    sq_acts a;
-} buffers;
+    const sq_kernels *kernels;
+    uint32_t panels, per_chunk; /* how many are multiplied */
+} product;
 
-static void *take(size_t bytes)
+static void take_buffers(product *p, uint32_t m)
 {
-    void *p = NULL;
-    if (posix_memalign(&p, SQ_PANEL_ALIGN, bytes + 1)) {
-        fprintf(stderr, "bench_gemm: no memory for %zu bytes\n", bytes);
-        exit(1);
-    }
-    return p;
+    const uint32_t k = p->w.k, n = p->w.n;
+    sq_acts *const a = &p->a;
+    *a = (sq_acts){.m = m, .k = k, .group = sq_panels_act_group(&p->w), .mr = p->kernels->mr};
+    const size_t tiles = sq_acts_tiles(a), scales = tiles * sq_acts_groups(a) * a->mr;
+    p->weights = bench_take(sq_panels_bytes(&p->w));
+    bench_fill(p->weights, sq_panels_bytes(&p->w));
+    p->w.data = p->weights;
+    p->x = bench_take((size_t)m * k * sizeof(float));
+    bench_fill_floats(p->x, (size_t)m * k);
+    p->c = bench_take((size_t)m * n * sizeof(float));
+    memset(p->c, 0, (size_t)m * n * sizeof(float));
+    p->scratch = bench_take(k * sizeof(float));
+    a->q = bench_take(tiles * sq_acts_k_pad(a) * a->mr);
+    a->scale = bench_take(scales * sizeof(float));
+    a->sum = bench_take(scales * sizeof(int32_t));
+    const sq_rows_in in = {.x = p->x, .ldx = k, .k = k, .op = SQ_ROW_COPY};
+    p->kernels->rows_pack(&in, a, 0, (uint32_t)tiles, p->scratch);
 }
 
-static buffers take_buffers(const bench_case *c)
+static void free_buffers(product *p)
 {
-    const sq_panels *w = &c->w;
-    buffers b = {.a = {.m = c->m, .k = w->k, .group = sq_panels_act_group(w), .mr = c->kernels->mr}};
-    const size_t tiles = sq_acts_tiles(&b.a), scales = tiles * sq_acts_groups(&b.a) * b.a.mr;
-    const size_t weight_bytes = sq_panels_bytes(w);
-    uint64_t random = 1;
-    b.weights = take(weight_bytes);
-    for (size_t i = 0; i < weight_bytes; i++) {
-        random = random * 6364136223846793005u + 1442695040888963407u;
-        b.weights[i] = (uint8_t)(random >> 58 | 1); /* small, so that no scale is a NaN */
-    }
-    b.x = take((size_t)c->m * w->k * sizeof(float));
-    for (size_t i = 0; i < (size_t)c->m * w->k; i++)
-        b.x[i] = (float)(i % 251) - 125.0f;
-    b.c = take((size_t)c->m * w->n * sizeof(float));
-    memset(b.c, 0, (size_t)c->m * w->n * sizeof(float));
-    b.scratch = take(w->k * sizeof(float));
-    b.a.q = take(tiles * sq_acts_k_pad(&b.a) * b.a.mr);
-    b.a.scale = take(scales * sizeof(float));
-    b.a.sum = take(scales * sizeof(int32_t));
-    const sq_rows_in in = {.x = b.x, .ldx = w->k, .k = w->k, .op = SQ_ROW_COPY};
-    c->kernels->rows_pack(&in, &b.a, 0, (uint32_t)tiles, b.scratch);
-    return b;
+    free(p->weights);
+    free(p->x);
+    free(p->c);
+    free(p->scratch);
+    free(p->a.q);
+    free(p->a.scale);
+    free(p->a.sum);
 }
 
-static void free_buffers(buffers *b)
+static void product_chunk(void *ctx, unsigned chunk, unsigned worker)
 {
-    free(b->weights);
-    free(b->x);
-    free(b->c);
-    free(b->scratch);
-    free(b->a.q);
-    free(b->a.scale);
-    free(b->a.sum);
+    (void)worker;
+    const product *const p = ctx;
+    const uint32_t first = chunk * p->per_chunk, left = p->panels - first;
+    const sq_gemm_out out = {.c = p->c, .ldc = p->w.n};
+    sq_kernels_gemm(p->kernels, &p->w)(&p->w, first, left < p->per_chunk ? left : p->per_chunk, &p->a, &out);
 }
 
-static double now_ms(void)
+/* Milliseconds of the product with the first `panels` panels, in chunks as sq_project() makes them. */
+static double time_product(product *p, sq_pool *pool, uint32_t panels)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    const unsigned threads = sq_pool_threads(pool);
+    const uint32_t per = panels / (threads * 8);
+    p->panels = panels;
+    p->per_chunk = per < 1 ? 1 : per > MAX_CHUNK ? MAX_CHUNK : per;
+    const double start = bench_ms(threads);
+    sq_pool_run(pool, (panels + p->per_chunk - 1) / p->per_chunk, product_chunk, p);
+    return bench_ms(threads) - start;
 }
 
-/* The product with the first `panels` panels, in milliseconds. */
-static double time_product(const bench_case *c, const buffers *b, uint32_t panels)
+static double time_onednn(onednn *o, unsigned threads)
 {
-    sq_panels w = c->w;
-    w.data = b->weights;
-    const sq_gemm_out out = {.c = b->c, .ldc = w.n};
-    const double start = now_ms();
-    sq_kernels_gemm(c->kernels, &w)(&w, 0, panels, &b->a, &out);
-    return now_ms() - start;
+    const double start = bench_ms(threads);
+    onednn_run(o);
+    return bench_ms(threads) - start;
 }
 
-static void keep_best(double *best, double macs, double ms)
+static rates measure(const bench *b, const sq_panels *w, uint32_t m)
 {
-    const double gmacs = macs * 1e-6 / ms;
-    if (gmacs > *best) *best = gmacs;
-}
-
-static void run_case(bench_case *c, uint32_t rounds)
-{
-    buffers b = take_buffers(c);
-    const uint32_t all = (uint32_t)sq_panel_count(&c->w);
-    const double whole_ms = time_product(c, &b, 1) * all;
+    const uint32_t threads = b->o->threads, all = (uint32_t)sq_panel_count(w);
+    const onednn_shape shape = {m, w->n, w->k, threads};
+    const bench_peaks *const peaks = bench_peaks_of(b->kernels->isa);
+    const double macs = (double)m * w->n * w->k;
+    product p = {.w = *w, .kernels = b->kernels};
+    rates r = {0};
+    take_buffers(&p, m);
+    onednn *const theirs = b->onednn ? onednn_open(&shape) : NULL;
+    if (theirs) snprintf(r.onednn_name, sizeof r.onednn_name, "%s", onednn_name(theirs));
+    const double whole_ms = time_product(&p, b->pool, 1) * all;
     const uint32_t panels = whole_ms > 4 * SLOW_MS ? (uint32_t)(1 + all * (SLOW_MS / whole_ms)) : all;
-    const double channels = panels == all ? c->w.n : (double)panels * SQ_PANEL_N;
-    for (uint32_t i = 0; i < rounds; i++) {
-        if (peak_of(c)) {
-            const double start = now_ms(), macs = peak_of(c)(PEAK_ROUNDS);
-            keep_best(&c->peak_gmacs, macs, now_ms() - start);
-        }
-        keep_best(&c->gmacs, channels * c->m * c->w.k, time_product(c, &b, panels));
+    const double part = panels == all ? 1 : (double)panels * SQ_PANEL_N / w->n;
+    for (uint32_t i = 0; i < b->o->rounds; i++) {
+        bench_peak_round(&r.peak, w->type == SQ_PANEL_I4 ? peaks->i4 : peaks->i8, b->pool);
+        if (theirs) bench_keep_best(&r.onednn, macs, time_onednn(theirs, threads));
+        bench_keep_best(&r.ours, macs * part, time_product(&p, b->pool, panels));
+        const double best_ms = theirs ? onednn_server_time(b->server, &shape) : 0;
+        if (best_ms > 0) bench_keep_best(&r.onednn_best, macs, best_ms);
     }
-    free_buffers(&b);
+    onednn_close(theirs);
+    free_buffers(&p);
+    return r;
 }
 
 /* ---- Report ------------------------------------------------------------------------------ */
 
-static void print_case(const bench_case *c, bool json)
+static const bench_column columns[] = {
+    {"type", 10, BENCH_TEXT},
+    {"isa", 8, BENCH_TEXT},
+    {"m", 5, 0},
+    {"n", 6, 0},
+    {"k", 6, 0},
+    {"threads", 7, 0},
+    {"gmacs", 9, 3},
+    {"peak_gmacs", 10, 3},
+    {"of_peak", 8, 3},
+    {"onednn_gmacs", 12, 3},
+    {"of_onednn", 9, 3},
+    {"onednn_best_gmacs", 17, 3},
+    {"onednn_code", 0, BENCH_TEXT},
+};
+
+static void print(const bench *b, const sq_panels *w, uint32_t m, const rates *r)
 {
     char type[16];
-    snprintf(type, sizeof type, c->w.group ? "%s-g%u" : "%s", c->w.type == SQ_PANEL_I4 ? "int4" : "int8", c->w.group);
-    if (json) {
-        printf("{\"type\": \"%s\", \"isa\": \"%s\", \"m\": %u, \"n\": %u, \"k\": %u, \"threads\": 1, \"gmacs\": %.3f, ",
-               type, c->kernels->isa, c->m, c->w.n, c->w.k, c->gmacs);
-        printf(c->peak_gmacs > 0 ? "\"peak_gmacs\": %.3f}\n" : "\"peak_gmacs\": null}\n", c->peak_gmacs);
-    } else {
-        printf("%-10s %-8s %5u %6u %6u %9.2f", type, c->kernels->isa, c->m, c->w.n, c->w.k, c->gmacs);
-        if (c->peak_gmacs > 0) printf(" %9.2f %5.0f %%", c->peak_gmacs, 100 * c->gmacs / c->peak_gmacs);
-        putchar('\n');
-    }
-    fflush(stdout);
+    snprintf(type, sizeof type, w->group ? "%s-g%u" : "%s", w->type == SQ_PANEL_I4 ? "int4" : "int8", w->group);
+    const bench_cell cells[] = {
+        {.text = type},
+        {.text = b->kernels->isa},
+        {.number = m},
+        {.number = w->n},
+        {.number = w->k},
+        {.number = b->o->threads},
+        {.number = r->ours},
+        {.number = bench_known(r->peak)},
+        {.number = bench_ratio(r->ours, r->peak)},
+        {.number = bench_known(r->onednn)},
+        {.number = bench_ratio(r->ours, r->onednn)},
+        {.number = bench_known(r->onednn_best)},
+        {.text = *r->onednn_name ? r->onednn_name : NULL},
+    };
+    static_assert(SQ_COUNT(cells) == SQ_COUNT(columns), "a cell a column");
+    bench_row(columns, cells, SQ_COUNT(columns), b->o->json);
 }
 
-static void run_shape(const options *o, uint32_t m, uint32_t n, uint32_t k)
+/* ---- All products of a table ------------------------------------------------------------- */
+
+static void run_shape(const bench *b, uint32_t m, uint32_t n, uint32_t k)
 {
+    const options *const o = b->o;
     for (int type = SQ_PANEL_I8; type <= SQ_PANEL_I4; type++) {
-        for (const char *const *name = sq_kernels_names(); *name; name++) {
-            if (o->isa && strcmp(o->isa, *name)) continue;
-            bench_case c = {
-                .kernels = sq_kernels_get(*name),
-                .m = m,
-                .w = {.n = n, .k = k, .type = (sq_panel_type)type, .group = type == SQ_PANEL_I4 ? o->group : 0}};
-            run_case(&c, o->rounds);
-            print_case(&c, o->json);
-        }
+        if (o->type && strcmp(o->type, type == SQ_PANEL_I4 ? "int4" : "int8")) continue;
+        const sq_panels w = {.n = n, .k = k, .type = (sq_panel_type)type, .group = type == SQ_PANEL_I4 ? o->group : 0};
+        const rates r = measure(b, &w, m);
+        print(b, &w, m, &r);
     }
 }
 
 /* The decoder's shapes at the row counts of its dense and its routed layers. */
-static void run_all(const options *o)
+static void run_table(const options *o, const char *isa)
 {
     static const uint32_t ms[] = {64, 350, 640}, nks[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}};
-    if (!o->json) printf("%-10s %-8s %5s %6s %6s %9s %9s\n", "weights", "isa", "m", "n", "k", "GMAC/s", "peak");
-    for (size_t s = 0; s < (o->n || o->k ? 1 : sizeof nks / sizeof *nks); s++) {
-        for (size_t i = 0; i < (o->m ? 1 : sizeof ms / sizeof *ms); i++) {
-            run_shape(o, o->m ? o->m : ms[i], o->n ? o->n : nks[s][0], o->k ? o->k : nks[s][1]);
-        }
+    bench b = {.o = o, .kernels = sq_kernels_get(isa), .server = onednn_server_start()};
+    b.onednn = onednn_limit(isa);
+    b.pool = bench_pool(o->threads);
+    for (size_t s = 0; s < (o->n || o->k ? 1 : SQ_COUNT(nks)); s++) {
+        for (size_t i = 0; i < (o->m ? 1 : SQ_COUNT(ms)); i++)
+            run_shape(&b, o->m ? o->m : ms[i], o->n ? o->n : nks[s][0], o->k ? o->k : nks[s][1]);
     }
+    sq_pool_close(&b.pool);
+    onednn_server_stop(b.server);
 }
 
-/* ---- Command line ------------------------------------------------------------------------ */
-
-static const char usage[] = "usage: bench_gemm [--m N] [--n N] [--k N] [--group N] [--isa NAME] [--rounds N] [--json]\n"
-                            "  --m, --n, --k  rows, output channels and inputs of one shape (default: the decoder's)\n"
-                            "  --group        inputs that share a scale in int4, 0: a scale a channel (128)\n"
-                            "  --isa          one table only (default: all that this CPU runs)\n"
-                            "  --rounds       the best of so many counts (5)\n"
-                            "  --json         one JSON object a row\n";
-
-static void misuse(const char *option, const char *value, const char *wanted)
+static int run_in_process(const options *o, const char *isa)
 {
-    fprintf(stderr, "bench_gemm: --%s: \"%s\" is not %s\n", option, value, wanted);
-    exit(2);
-}
-
-static uint32_t number(const char *option, const char *value, uint32_t least, uint32_t most)
-{
-    char *end, wanted[64];
-    errno = 0;
-    const unsigned long v = strtoul(value, &end, 10);
-    if (errno || *end || end == value || *value == '-' || v < least || v > most) {
-        snprintf(wanted, sizeof wanted, "a number from %u to %u", least, most);
-        misuse(option, value, wanted);
+    int status = 1;
+    fflush(stdout);
+    const pid_t pid = fork();
+    if (!pid) {
+        run_table(o, isa);
+        exit(0);
     }
-    return (uint32_t)v;
+    if (pid < 0 || waitpid(pid, &status, 0) < 0) perror(program);
+    return status ? 1 : 0;
 }
 
 static options parse(int argc, char **argv)
 {
-    static const struct option table[] = {
-        {"m", required_argument, NULL, 'm'},
-        {"n", required_argument, NULL, 'n'},
-        {"k", required_argument, NULL, 'k'},
-        {"group", required_argument, NULL, 'g'},
-        {"isa", required_argument, NULL, 'i'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+    options o = {.group = 128, .rounds = 7, .threads = 1};
+    const bench_option table[] = {
+        {"m", "rows (default: 64, 350 and 640)", .number = &o.m, .least = 1, .most = 1 << 16},
+        {"n", "output channels (default: the shapes of a 7B decoder)", .number = &o.n, .least = 1, .most = 1 << 20},
+        {"k", "inputs", .number = &o.k, .least = 1, .most = SQ_MAX_K},
+        {"type", "int8 or int4 (default: both)", .text = &o.type},
+        {"group", "inputs that share a scale in int4, 0: a scale a channel (128)", .number = &o.group,
+         .most = SQ_MAX_K},
+        {"isa", "one table only (default: all that this CPU runs)", .text = &o.isa},
+        {"threads", "threads (1)", .number = &o.threads, .least = 1, .most = 1024},
+        {"rounds", "the best of so many counts (7)", .number = &o.rounds, .least = 1, .most = 1000},
+        {"json", "one JSON object a row", .flag = &o.json},
+        {0},
     };
-    options o = {.group = 128, .rounds = 5};
-    for (int c; (c = getopt_long(argc, argv, "h", table, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            o.m = number("m", optarg, 1, 1 << 16);
-            break;
-        case 'n':
-            o.n = number("n", optarg, 1, 1 << 20);
-            break;
-        case 'k':
-            o.k = number("k", optarg, 1, SQ_MAX_K);
-            break;
-        case 'g':
-            o.group = number("group", optarg, 0, SQ_MAX_K);
-            if (o.group % SQ_PANEL_K) misuse("group", optarg, "a multiple of 32");
-            break;
-        case 'r':
-            o.rounds = number("rounds", optarg, 1, 1000);
-            break;
-        case 'j':
-            o.json = true;
-            break;
-        case 'i':
-            o.isa = optarg;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            exit(0);
-        default:
-            fputs(usage, stderr);
-            exit(2);
-        }
-    }
-    if (optind < argc) {
-        fprintf(stderr, "bench_gemm: takes no \"%s\"\n%s", argv[optind], usage);
-        exit(2);
-    }
-    if (o.isa && !sq_kernels_get(o.isa)) misuse("isa", o.isa, "a table that this CPU runs");
+    bench_parse(program, table, argc, argv);
+    bench_check_isa(program, o.isa);
+    if (o.group % SQ_PANEL_K) bench_misuse(program, "group", "of int4", "a multiple of 32");
+    if (o.type && strcmp(o.type, "int8") && strcmp(o.type, "int4"))
+        bench_misuse(program, "type", o.type, "int8 or int4");
     return o;
 }
 
 int main(int argc, char **argv)
 {
     const options o = parse(argc, argv);
-    run_all(&o);
-    return 0;
+    onednn_prepare(argv, o.threads);
+    bench_head(columns, SQ_COUNT(columns), o.json);
+    int failed = 0;
+    for (const char *const *name = sq_kernels_names(); *name; name++) {
+        if (!o.isa || !strcmp(o.isa, "auto") || !strcmp(o.isa, *name)) failed |= run_in_process(&o, *name);
+    }
+    return failed;
 }
