@@ -14,8 +14,15 @@ enum {
     LEAF1_ECX_AVX = 1 << 28,
     LEAF1_ECX_F16C = 1 << 29,
     LEAF7_EBX_AVX2 = 1 << 5,
-    XCR0_YMM = 1 << 1 | 1 << 2, /* xmm and the upper halves of ymm */
+    LEAF7_EBX_AVX512F = 1 << 16,
+    LEAF7_EBX_AVX512DQ = 1 << 17,
+    LEAF7_EBX_AVX512BW = 1 << 30,
+    LEAF7_ECX_AVX512VNNI = 1 << 11,
+    LEAF7_1_EAX_AVXVNNI = 1 << 4,
+    XCR0_YMM = 1 << 1 | 1 << 2,          /* xmm and the upper halves of ymm */
+    XCR0_ZMM = 1 << 5 | 1 << 6 | 1 << 7, /* masks, the upper halves of zmm, zmm 16 to 31 */
 };
+static const uint32_t LEAF7_EBX_AVX512VL = 1u << 31;
 
 /* XCR0: the registers that the operating system saves. CPUID alone tells only what the core could do. */
 static uint32_t saved_registers(void)
@@ -33,6 +40,22 @@ bool sq_cpu_avx2(void)
     if ((saved_registers() & XCR0_YMM) != XCR0_YMM) return false;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & LEAF7_EBX_AVX2);
 }
+
+bool sq_cpu_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return sq_cpu_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & LEAF7_1_EAX_AVXVNNI);
+}
+
+bool sq_cpu_avx512(void)
+{
+    const uint32_t leaf7 = LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL;
+    unsigned a, b, c, d;
+    if (!sq_cpu_avx2() || (saved_registers() & XCR0_ZMM) != XCR0_ZMM) return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf7) == leaf7 && (c & LEAF7_ECX_AVX512VNNI);
+}
 #else
 bool sq_cpu_avx2(void) { return false; }
+bool sq_cpu_avxvnni(void) { return false; }
+bool sq_cpu_avx512(void) { return false; }
 #endif

@@ -39,6 +39,22 @@ static const sq_kernels avx2 = {
     .select = sq_select_c,
 };
 static const char *const avx2_names[] = {"scalar", "avx2", NULL};
+
+static const sq_kernels avx512 = {
+    .isa = "avx512",
+    .mr = SQ_MR_AVX512,
+    .gemm_i8 = sq_gemm_i8_avx512,
+    .gemm_i4 = sq_gemm_i4_avx512,
+    .rows_pack = sq_rows_pack_avx2,
+    .row = sq_row_avx2,
+    .attention = sq_attention_avx2,
+    .dot = sq_dot_avx2,
+    .scale = sq_scale_avx2,
+    .to_f16 = sq_to_f16_avx2,
+    .rope = sq_rope_avx2,
+    .select = sq_select_c,
+};
+static const char *const avx512_names[] = {"scalar", "avx2", "avx512", NULL};
 #endif
 
 static bool always(void) { return true; }
@@ -50,6 +66,7 @@ static const struct {
     const char *const *names;
 } sets[] = {
 #if SQ_ARCH_X86_64
+    {&avx512, sq_cpu_avx512, avx512_names},
     {&avx2, sq_cpu_avx2, avx2_names},
 #endif
     {&scalar, always, scalar_names},

@@ -10,7 +10,9 @@
 
 /* ---- What the CPU and its operating system allow ----------------------------------------- */
 
-bool sq_cpu_avx2(void); /* AVX2, FMA and F16C, and ymm registers that survive a task switch */
+bool sq_cpu_avx2(void);    /* AVX2, FMA and F16C, and ymm registers that survive a task switch */
+bool sq_cpu_avxvnni(void); /* all that, and VNNI in its VEX encoding */
+bool sq_cpu_avx512(void);  /* AVX2's, and AVX-512 F, DQ, BW, VL, VNNI with zmm registers */
 
 /* ---- Shared by all versions -------------------------------------------------------------- */
 
@@ -65,5 +67,10 @@ sq_dot_fn sq_dot_avx2;
 sq_scale_fn sq_scale_avx2;
 sq_to_f16_fn sq_to_f16_avx2;
 sq_rope_fn sq_rope_avx2;
+
+/* ---- AVX-512 with VNNI ------------------------------------------------------------------- */
+
+enum { SQ_MR_AVX512 = 12 };
+sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
 
 #endif
