@@ -435,8 +435,10 @@ static void test_ratio_one_is_weighted(void **state)
         fixture_free(f[i]);
     }
     double largest = 0;
-    for (int i = 0; i < FIXTURE_VOCAB; i++)
-        largest = fmax(largest, fabs((double)logits[0][i] - (double)logits[1][i]));
+    for (int i = 0; i < FIXTURE_VOCAB; i++) { /* with fmax GCC 12 for ARM fails of an internal error */
+        const double apart = fabs((double)logits[0][i] - (double)logits[1][i]);
+        largest = apart > largest ? apart : largest;
+    }
     assert_true(largest > 1e-3);
 }
 
@@ -708,7 +710,10 @@ static void test_f16_cache(void **state)
     forward(s, p1_ids, P1_N, 1);
     static const double last[] = {0.52874, 0.77091, 1.25986, 0.49135};
     assert_all_near(s->logits, last, 4, 3e-3, "F16 cache");
-    assert_true(fabs((double)s->logits[0] - last[0]) > 1e-7); /* it is not F32 */
+    squint_session *f32 = open_session(m, 1);
+    forward(f32, p1_ids, P1_N, 1);
+    assert_memory_not_equal(s->logits, f32->logits, 4 * sizeof(float));
+    squint_session_close(&f32);
     assert_int_equal(sq_session_kv_bytes(s), (12 + 8 + 12 + 8) * 2 * 2 * 4 * 2);
     squint_session_close(&s);
     squint_model_close(&m);
