@@ -1,0 +1,213 @@
+/*
+ * bench_gemv: decoding. Bytes of weights that a product with one row reads a second, next to a loop that only reads.
+ * SPDX-License-Identifier: MIT
+ *
+ * Matrices of one shape take turns, so many that none is in a cache when its turn comes again. The reading loop takes
+ * turns with the products, a matrix' bytes each, with all threads that the machine has; the best turn of each counts. A
+ * turn lasts a few milliseconds by the wall's clock: on a busy machine some turns have all cores.
+ */
+#include "bench/common.h"
+#include "runtime/engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    READ_CHUNK = 1 << 18,
+    READ_STREAMS = 4, /* a core follows several at once: half as much again as one gives */
+    READ_AHEAD = 1024,
+};
+
+static const char program[] = "bench_gemv";
+
+typedef struct options {
+    uint32_t n, k, mib, rounds, threads; /* n, k: 0 for the usual shapes; threads: 0 for all */
+    const char *isa;
+    bool json;
+} options;
+
+typedef struct bench {
+    const options *o;
+    const sq_kernels *kernels;
+    sq_pool *pool, *all; /* of the products, of the reading loop */
+    uint8_t *memory;
+    size_t bytes;
+} bench;
+
+typedef struct rates {
+    double gmacs, bytes, read_bytes; /* 10^9 a second */
+} rates;
+
+/* ---- Reading ----------------------------------------------------------------------------- */
+
+typedef struct read_job {
+    const uint8_t *memory;
+    uint64_t *sums; /* a sum a chunk, so that no read can be left out */
+} read_job;
+
+static void read_line(const uint8_t *line, uint64_t sum[8])
+{
+    const uint64_t *const words = (const void *)line;
+    __builtin_prefetch(line + READ_AHEAD);
+    for (size_t i = 0; i < 8; i++)
+        sum[i] += words[i];
+}
+
+static void read_chunk(void *ctx, unsigned chunk, unsigned worker)
+{
+    (void)worker;
+    const read_job *const job = ctx;
+    const uint8_t *const from = job->memory + (size_t)chunk * READ_CHUNK;
+    uint64_t sum[8] = {0};
+    for (size_t at = 0; at < READ_CHUNK / READ_STREAMS; at += 64) {
+        for (size_t stream = 0; stream < READ_STREAMS; stream++)
+            read_line(from + stream * (READ_CHUNK / READ_STREAMS) + at, sum);
+    }
+    for (size_t i = 0; i < 8; i++)
+        job->sums[chunk] += sum[i];
+}
+
+/* Reads the matrix at `memory`. */
+static void read_round(const bench *b, const sq_panels *w, const uint8_t *memory, uint64_t *sums, double *best)
+{
+    const unsigned chunks = (unsigned)(sq_panels_bytes(w) / READ_CHUNK);
+    read_job job = {memory, sums};
+    const double start = sq_now_ms();
+    sq_pool_run(b->all, chunks, read_chunk, &job);
+    bench_keep_best(best, (double)chunks * READ_CHUNK, sq_now_ms() - start);
+}
+
+/* ---- Products ---------------------------------------------------------------------------- */
+
+static void *plan(sq_compute *compute, const bench *b, const sq_panels *w)
+{
+    sq_arena arena = {0};
+    sq_compute_plan(compute, &arena, sq_pool_threads(b->pool), 1, w->k, sq_panels_act_group(w), false);
+    arena = (sq_arena){.base = bench_take(arena.used), .size = arena.used};
+    sq_compute_plan(compute, &arena, sq_pool_threads(b->pool), 1, w->k, sq_panels_act_group(w), false);
+    return arena.base;
+}
+
+/* One row times a matrix, in milliseconds. */
+static double time_product(sq_compute *compute, const sq_panels *w, const float *x, float *y)
+{
+    const sq_rows_in in = {.x = x, .ldx = w->k, .k = w->k, .op = SQ_ROW_COPY};
+    const sq_gemm_out out = {.c = y, .ldc = w->n};
+    const sq_mat mat = {.n = w->n, .k = w->k, .panels = *w}, *const mats[] = {&mat};
+    const double start = sq_now_ms();
+    sq_project(compute, &in, 1, mats, &out, 1);
+    return sq_now_ms() - start;
+}
+
+static rates measure(const bench *b, sq_panels w)
+{
+    const size_t bytes = sq_panels_bytes(&w), n_mats = b->bytes / bytes;
+    float *const x = bench_take(w.k * sizeof *x), *const y = bench_take(w.n * sizeof *y);
+    uint64_t *const sums = bench_take(bytes / READ_CHUNK * sizeof *sums);
+    sq_compute compute = {.kernels = b->kernels, .pool = b->pool};
+    void *const arena = plan(&compute, b, &w);
+    rates r = {0};
+    bench_fill_floats(x, w.k);
+    memset(sums, 0, bytes / READ_CHUNK * sizeof *sums);
+    for (size_t i = 0; i < b->o->rounds * n_mats; i++) {
+        read_round(b, &w, b->memory + i % n_mats * bytes, sums, &r.read_bytes);
+        w.data = b->memory + (i + n_mats / 2) % n_mats * bytes;
+        const double ms = time_product(&compute, &w, x, y);
+        bench_keep_best(&r.bytes, (double)bytes, ms);
+        bench_keep_best(&r.gmacs, (double)w.n * w.k, ms);
+    }
+    free(arena);
+    free(sums);
+    free(y);
+    free(x);
+    return r;
+}
+
+/* ---- Report ------------------------------------------------------------------------------ */
+
+static const bench_column columns[] = {
+    {"type", 10, BENCH_TEXT}, {"isa", 8, BENCH_TEXT}, {"m", 5, 0},    {"n", 6, 0},         {"k", 6, 0},
+    {"threads", 7, 0},        {"gmacs", 9, 3},        {"gb_s", 8, 2}, {"read_gb_s", 9, 2}, {"of_read", 8, 3},
+};
+
+static void print(const bench *b, const sq_panels *w, const rates *r)
+{
+    char type[16];
+    snprintf(type, sizeof type, w->group ? "%s-g%u" : "%s", w->type == SQ_PANEL_I4 ? "int4" : "int8", w->group);
+    const bench_cell cells[] = {
+        {.text = type},
+        {.text = b->kernels->isa},
+        {.number = 1},
+        {.number = w->n},
+        {.number = w->k},
+        {.number = sq_pool_threads(b->pool)},
+        {.number = r->gmacs},
+        {.number = r->bytes},
+        {.number = r->read_bytes},
+        {.number = bench_ratio(r->bytes, r->read_bytes)},
+    };
+    static_assert(SQ_COUNT(cells) == SQ_COUNT(columns), "a cell a column");
+    bench_row(columns, cells, SQ_COUNT(columns), b->o->json);
+}
+
+/* ---- All products ------------------------------------------------------------------------ */
+
+static void run_shape(const bench *b, uint32_t n, uint32_t k)
+{
+    static const struct {
+        sq_panel_type type;
+        uint32_t group;
+    } types[] = {{SQ_PANEL_I8, 0}, {SQ_PANEL_I4, 64}, {SQ_PANEL_I4, 128}};
+    for (size_t i = 0; i < SQ_COUNT(types); i++) {
+        const sq_panels w = {.n = n, .k = k, .type = types[i].type, .group = types[i].group};
+        if (2 * sq_panels_bytes(&w) > b->bytes) {
+            fprintf(stderr, "%s: two matrices of %u x %u don't fit --mib %u\n", program, n, k, b->o->mib);
+            exit(2);
+        }
+        const rates r = measure(b, w);
+        print(b, &w, &r);
+    }
+}
+
+static void run_table(bench *b)
+{
+    static const uint32_t nks[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}};
+    for (size_t s = 0; s < (b->o->n || b->o->k ? 1 : SQ_COUNT(nks)); s++)
+        run_shape(b, b->o->n ? b->o->n : nks[s][0], b->o->k ? b->o->k : nks[s][1]);
+}
+
+static options parse(int argc, char **argv)
+{
+    options o = {.mib = 768, .rounds = 7};
+    const bench_option table[] = {
+        {"n", "output channels (default: the shapes of a 7B decoder)", .number = &o.n, .least = 1, .most = 1 << 20},
+        {"k", "inputs", .number = &o.k, .least = 1, .most = SQ_MAX_K},
+        {"mib", "MiB of matrices in turn: many times the last cache (768)", .number = &o.mib, .least = 1,
+         .most = 1 << 16},
+        {"isa", "one table only (default: the best)", .text = &o.isa},
+        {"threads", "threads of the products (default: all, as the reading loop)", .number = &o.threads, .most = 1024},
+        {"rounds", "the best of so many counts (7)", .number = &o.rounds, .least = 1, .most = 1000},
+        {"json", "one JSON object a row", .flag = &o.json},
+        {0},
+    };
+    bench_parse(program, table, argc, argv);
+    bench_check_isa(program, o.isa);
+    return o;
+}
+
+int main(int argc, char **argv)
+{
+    const options o = parse(argc, argv);
+    bench b = {.o = &o, .kernels = sq_kernels_get(o.isa), .bytes = (size_t)o.mib << 20};
+    b.all = bench_pool(sq_cpu_count());
+    b.pool = bench_pool(o.threads ? o.threads : sq_cpu_count());
+    b.memory = bench_take(b.bytes);
+    bench_fill(b.memory, b.bytes);
+    bench_head(columns, SQ_COUNT(columns), o.json);
+    run_table(&b);
+    free(b.memory);
+    sq_pool_close(&b.pool);
+    sq_pool_close(&b.all);
+    return 0;
+}
