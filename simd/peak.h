@@ -11,7 +11,8 @@
 /* Repeats the set's own multiply and add on 12 registers, without loads; returns the multiply-adds done. */
 typedef double sq_peak_fn(uint64_t n_rounds);
 
-sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2;
+sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2;
 sq_peak_fn sq_peak_avx512vnni; /* on 24 registers; int8 and int4 use the same instruction */
+sq_peak_fn sq_peak_f32_avx512;
 
 #endif

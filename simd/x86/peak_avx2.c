@@ -41,3 +41,17 @@ double sq_peak_i4_avx2(uint64_t n_rounds)
     use(sum);
     return (double)n_rounds * SUMS * 32;
 }
+
+double sq_peak_f32_avx2(uint64_t n_rounds)
+{
+    __m256 sum[SUMS] = {0}, x = _mm256_set1_ps(3), y = _mm256_set1_ps(5);
+    for (uint64_t n = 0; n < n_rounds; n++) {
+        for (int i = 0; i < SUMS; i++) {
+            OPAQUE(x);
+            sum[i] = _mm256_fmadd_ps(x, y, sum[i]);
+        }
+    }
+    for (int i = 0; i < SUMS; i++)
+        __asm__ volatile("" : : "x"(sum[i]));
+    return (double)n_rounds * SUMS * 8;
+}
