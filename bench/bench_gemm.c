@@ -157,9 +157,8 @@ static const bench_column columns[] = {
 static void print(const bench *b, const sq_panels *w, uint32_t m, const rates *r)
 {
     char type[16];
-    snprintf(type, sizeof type, w->group ? "%s-g%u" : "%s", w->type == SQ_PANEL_I4 ? "int4" : "int8", w->group);
     const bench_cell cells[] = {
-        {.text = type},
+        {.text = bench_type_name(w, type)},
         {.text = b->kernels->isa},
         {.number = m},
         {.number = w->n},
@@ -183,7 +182,7 @@ static void run_shape(const bench *b, uint32_t m, uint32_t n, uint32_t k)
 {
     const options *const o = b->o;
     for (int type = SQ_PANEL_I8; type <= SQ_PANEL_I4; type++) {
-        if (o->type && strcmp(o->type, type == SQ_PANEL_I4 ? "int4" : "int8")) continue;
+        if (!bench_wants_type(o->type, (sq_panel_type)type)) continue;
         const sq_panels w = {.n = n, .k = k, .type = (sq_panel_type)type, .group = type == SQ_PANEL_I4 ? o->group : 0};
         const rates r = measure(b, &w, m);
         print(b, &w, m, &r);
@@ -237,8 +236,7 @@ static options parse(int argc, char **argv)
     bench_parse(program, table, argc, argv);
     bench_check_isa(program, o.isa);
     if (o.group % SQ_PANEL_K) bench_misuse(program, "group", "of int4", "a multiple of 32");
-    if (o.type && strcmp(o.type, "int8") && strcmp(o.type, "int4"))
-        bench_misuse(program, "type", o.type, "int8 or int4");
+    bench_check_type(program, o.type);
     return o;
 }
 

@@ -23,7 +23,7 @@ static const char program[] = "bench_gemv";
 
 typedef struct options {
     uint32_t n, k, mib, rounds, threads; /* n, k: 0 for the usual shapes; threads: 0 for all */
-    const char *isa;
+    const char *isa, *type;
     bool json;
 } options;
 
@@ -134,9 +134,8 @@ static const bench_column columns[] = {
 static void print(const bench *b, const sq_panels *w, const rates *r)
 {
     char type[16];
-    snprintf(type, sizeof type, w->group ? "%s-g%u" : "%s", w->type == SQ_PANEL_I4 ? "int4" : "int8", w->group);
     const bench_cell cells[] = {
-        {.text = type},
+        {.text = bench_type_name(w, type)},
         {.text = b->kernels->isa},
         {.number = 1},
         {.number = w->n},
@@ -160,6 +159,7 @@ static void run_shape(const bench *b, uint32_t n, uint32_t k)
         uint32_t group;
     } types[] = {{SQ_PANEL_I8, 0}, {SQ_PANEL_I4, 64}, {SQ_PANEL_I4, 128}};
     for (size_t i = 0; i < SQ_COUNT(types); i++) {
+        if (!bench_wants_type(b->o->type, types[i].type)) continue;
         const sq_panels w = {.n = n, .k = k, .type = types[i].type, .group = types[i].group};
         if (2 * sq_panels_bytes(&w) > b->bytes) {
             fprintf(stderr, "%s: two matrices of %u x %u don't fit --mib %u\n", program, n, k, b->o->mib);
@@ -185,6 +185,7 @@ static options parse(int argc, char **argv)
         {"k", "inputs", .number = &o.k, .least = 1, .most = SQ_MAX_K},
         {"mib", "MiB of matrices in turn: many times the last cache (768)", .number = &o.mib, .least = 1,
          .most = 1 << 16},
+        {"type", "int8 or int4 (default: both)", .text = &o.type},
         {"isa", "one table only (default: the best)", .text = &o.isa},
         {"threads", "threads of the products (default: all, as the reading loop)", .number = &o.threads, .most = 1024},
         {"rounds", "the best of so many counts (7)", .number = &o.rounds, .least = 1, .most = 1000},
@@ -193,6 +194,7 @@ static options parse(int argc, char **argv)
     };
     bench_parse(program, table, argc, argv);
     bench_check_isa(program, o.isa);
+    bench_check_type(program, o.type);
     return o;
 }
 

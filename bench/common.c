@@ -70,6 +70,17 @@ void bench_check_isa(const char *program, const char *isa)
     if (isa && !sq_kernels_get(isa)) bench_misuse(program, "isa", isa, "a table that this CPU runs");
 }
 
+void bench_check_type(const char *program, const char *option)
+{
+    if (bench_wants_type(option, SQ_PANEL_I8) || bench_wants_type(option, SQ_PANEL_I4)) return;
+    bench_misuse(program, "type", option, "int8 or int4");
+}
+
+bool bench_wants_type(const char *option, sq_panel_type type)
+{
+    return !option || !strcmp(option, type == SQ_PANEL_I4 ? "int4" : "int8");
+}
+
 /* ---- Clock, memory, threads -------------------------------------------------------------- */
 
 double bench_ms(unsigned threads)
@@ -162,6 +173,12 @@ void bench_peak_round(double *best, sq_peak_fn *peak, sq_pool *pool)
 }
 
 /* ---- Report ------------------------------------------------------------------------------ */
+
+const char *bench_type_name(const sq_panels *w, char name[16])
+{
+    snprintf(name, 16, w->group ? "%s-g%u" : "%s", w->type == SQ_PANEL_I4 ? "int4" : "int8", w->group);
+    return name;
+}
 
 static void print_text_cell(const bench_column *column, const bench_cell *cell)
 {

@@ -29,6 +29,10 @@ _Noreturn void bench_misuse(const char *program, const char *option, const char 
 void bench_parse(const char *program, const bench_option *options, int argc, char **argv);
 /** Ends the program unless isa is NULL or a table that this CPU runs. */
 void bench_check_isa(const char *program, const char *isa);
+/** Ends the program unless the option is NULL, "int8" or "int4". */
+void bench_check_type(const char *program, const char *option);
+/** Is this the type that the option names? NULL names all. */
+bool bench_wants_type(const char *option, sq_panel_type type);
 
 /* ---- Clock, memory, threads -------------------------------------------------------------- */
 
@@ -58,6 +62,9 @@ const bench_peaks *bench_peaks_of(const char *isa);
 void bench_peak_round(double *best, sq_peak_fn *peak, sq_pool *pool);
 
 /* ---- Report ------------------------------------------------------------------------------ */
+
+/** "int8", "int4-g128": for a column. Returns name. */
+const char *bench_type_name(const sq_panels *w, char name[16]);
 
 enum { BENCH_TEXT = -1 };
 

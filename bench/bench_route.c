@@ -1,0 +1,247 @@
+/*
+ * bench_route: what choosing costs. Scoring, selection and reweighting of a Mixture-of-Depths layer, next to the layer.
+ * SPDX-License-Identifier: MIT
+ *
+ * The pieces alone: one dot product of 4,096 a token, the choice of the best, one scaled row for each of the others.
+ * And all three within a made layer of 7B shape, from its traces, as a share of that layer's time. The best round
+ * counts.
+ */
+#include "bench/common.h"
+#include "runtime/engine.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TEXT = 64, D = 4096, F = 11008, N_HEADS = 32, N_VOCAB = 512 };
+
+static const char program[] = "bench_route";
+
+typedef struct options {
+    uint32_t vision, percent, rounds, threads; /* percent: 0 for the usual ones */
+    const char *isa, *type;
+    bool json;
+} options;
+
+/* Milliseconds: the best of all rounds. */
+typedef struct times {
+    double score, select, scale; /* alone, one thread */
+    double routing, layer;       /* within the layer */
+} times;
+
+static void keep_least(double *best, double ms) { *best = fmin(*best, ms); }
+
+/* ---- The pieces alone -------------------------------------------------------------------- */
+
+typedef struct pieces {
+    const sq_kernels *kernels;
+    uint32_t n, k;
+    float *x, *router, *scores; /* [n][D], [D], [n] */
+    int32_t *keys;              /* [n] */
+    uint32_t *kept;             /* [k] */
+} pieces;
+
+static pieces take_pieces(const sq_kernels *kernels, uint32_t n, uint32_t k)
+{
+    pieces p = {.kernels = kernels, .n = n, .k = k};
+    p.x = bench_take((size_t)n * D * sizeof *p.x);
+    p.router = bench_take(D * sizeof *p.router);
+    p.scores = bench_take(n * sizeof *p.scores);
+    p.keys = bench_take(n * sizeof *p.keys);
+    p.kept = bench_take(k * sizeof *p.kept);
+    bench_fill_floats(p.x, (size_t)n * D);
+    bench_fill_floats(p.router, D);
+    return p;
+}
+
+static void free_pieces(pieces *p)
+{
+    free(p->x);
+    free(p->router);
+    free(p->scores);
+    free(p->keys);
+    free(p->kept);
+}
+
+static void score(pieces *p)
+{
+    for (uint32_t i = 0; i < p->n; i++)
+        p->scores[i] = p->kernels->dot(p->router, p->x + (size_t)i * D, D);
+}
+
+static void choose(pieces *p) { p->kernels->select(p->scores, p->n, p->k, p->keys, p->kept); }
+
+/* By 1: rows scaled again and again must not vanish. */
+static void scale_skipped(pieces *p)
+{
+    for (uint32_t i = 0, at = 0; i < p->n; i++) {
+        if (at < p->k && p->kept[at] == i)
+            at++;
+        else
+            p->kernels->scale(p->x + (size_t)i * D, 1.0f, D);
+    }
+}
+
+static double time_piece(pieces *p, void piece(pieces *), uint32_t repeats)
+{
+    const double start = bench_ms(1);
+    for (uint32_t i = 0; i < repeats; i++)
+        piece(p);
+    return (bench_ms(1) - start) / repeats;
+}
+
+static void time_pieces(pieces *p, times *t)
+{
+    keep_least(&t->score, time_piece(p, score, 1));
+    keep_least(&t->select, time_piece(p, choose, 20));
+    keep_least(&t->scale, time_piece(p, scale_skipped, 1));
+}
+
+/* ---- The layer --------------------------------------------------------------------------- */
+
+typedef struct layer_clock {
+    unsigned threads;
+    double start, routed, end;
+} layer_clock;
+
+/* The layer tells of its rows when it has chosen them and reweighted the others. */
+static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+{
+    (void)layer, (void)data, (void)rows, (void)cols;
+    layer_clock *const clock = user;
+    const double now = bench_ms(clock->threads);
+    if (what == SQ_TRACE_EMBEDDED) clock->start = now;
+    if (what == SQ_TRACE_KEPT) clock->routed = now;
+    if (what == SQ_TRACE_LAYER) clock->end = now;
+}
+
+static void check(squint_err err, const squint_msg *msg)
+{
+    if (!err) return;
+    fprintf(stderr, "%s: %s\n", program, msg->text);
+    exit(1);
+}
+
+static squint_session *open_layer(const options *o, sq_panel_type type, float ratio, squint_model **model)
+{
+    const uint32_t n = o->vision + N_TEXT;
+    const bool is_mod = true;
+    const sq_synthetic made = {.n_layers = 1,
+                               .d = D,
+                               .f = F,
+                               .n_heads = N_HEADS,
+                               .n_kv_heads = N_HEADS,
+                               .n_vocab = N_VOCAB,
+                               .n_ctx = n,
+                               .type = type,
+                               .group = type == SQ_PANEL_I4 ? 128 : 0,
+                               .layer_is_mod = &is_mod,
+                               .layer_ratio = &ratio};
+    const sq_limits limits = {
+        .max_rows = n, .max_tokens = n, .max_logits = 1, .max_vision = o->vision, .kv = SQ_KV_F16};
+    const squint_model_options model_options = {.isa = o->isa};
+    const squint_session_options session_options = {.threads = o->threads};
+    squint_session *session;
+    squint_msg msg;
+    check(sq_synthetic_open(model, &made, &model_options, &msg), &msg);
+    check(sq_session_open_limits(&session, *model, &session_options, &limits, &msg), &msg);
+    bench_fill_floats(session->vision, (size_t)o->vision * D);
+    return session;
+}
+
+static void time_layer(squint_session *s, const uint32_t *ids, uint32_t n, times *t)
+{
+    layer_clock clock = {.threads = squint_session_threads(s)};
+    squint_msg msg;
+    sq_session_reset(s);
+    s->trace = on_trace;
+    s->trace_user = &clock;
+    check(sq_session_forward(s, ids, n, 1, &msg), &msg);
+    keep_least(&t->routing, clock.routed - clock.start);
+    keep_least(&t->layer, clock.end - clock.start);
+}
+
+static times measure(const options *o, sq_panel_type type, float ratio)
+{
+    const uint32_t n = o->vision + N_TEXT;
+    squint_model *model;
+    squint_session *session = open_layer(o, type, ratio, &model);
+    pieces p = take_pieces(sq_kernels_get(o->isa), o->vision, sq_route_count(o->vision, ratio));
+    uint32_t *const ids = bench_take(n * sizeof *ids);
+    times t = {INFINITY, INFINITY, INFINITY, INFINITY, INFINITY};
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = i < o->vision ? SQ_IMAGE_TOKEN : i % N_VOCAB;
+    for (uint32_t i = 0; i < o->rounds; i++) {
+        time_pieces(&p, &t);
+        time_layer(session, ids, n, &t);
+    }
+    free(ids);
+    free_pieces(&p);
+    squint_session_close(&session);
+    squint_model_close(&model);
+    return t;
+}
+
+/* ---- Report ------------------------------------------------------------------------------ */
+
+static const bench_column columns[] = {
+    {"type", 10, BENCH_TEXT},   {"isa", 8, BENCH_TEXT}, {"vision", 6, 0},    {"kept", 5, 0},
+    {"threads", 7, 0},          {"score_ms", 8, 3},     {"select_ms", 9, 4}, {"scale_ms", 8, 3},
+    {"select_of_score", 15, 4}, {"routing_ms", 10, 3},  {"layer_ms", 9, 1},  {"of_layer", 8, 4},
+};
+
+static void run_layer(const options *o, sq_panel_type type, uint32_t percent)
+{
+    const float ratio = (float)percent / 100;
+    const times t = measure(o, type, ratio);
+    const bench_cell cells[] = {
+        {.text = type == SQ_PANEL_I4 ? "int4-g128" : "int8"},
+        {.text = sq_kernels_get(o->isa)->isa},
+        {.number = o->vision},
+        {.number = sq_route_count(o->vision, ratio)},
+        {.number = o->threads},
+        {.number = t.score},
+        {.number = t.select},
+        {.number = t.scale},
+        {.number = bench_ratio(t.select, t.score)},
+        {.number = t.routing},
+        {.number = t.layer},
+        {.number = bench_ratio(t.routing, t.layer)},
+    };
+    static_assert(SQ_COUNT(cells) == SQ_COUNT(columns), "a cell a column");
+    bench_row(columns, cells, SQ_COUNT(columns), o->json);
+}
+
+static options parse(int argc, char **argv)
+{
+    options o = {.vision = 2880, .rounds = 3, .threads = 1};
+    const bench_option table[] = {
+        {"vision", "vision tokens (2880)", .number = &o.vision, .least = 1, .most = 16384},
+        {"percent", "how many of them the layer keeps (default: 15 and 50)", .number = &o.percent, .least = 1,
+         .most = 100},
+        {"type", "weights of the layer, int8 or int4 (default: both)", .text = &o.type},
+        {"isa", "one table only (default: the best)", .text = &o.isa},
+        {"threads", "threads of the layer (1)", .number = &o.threads, .least = 1, .most = 1024},
+        {"rounds", "the best of so many counts (3)", .number = &o.rounds, .least = 1, .most = 1000},
+        {"json", "one JSON object a row", .flag = &o.json},
+        {0},
+    };
+    bench_parse(program, table, argc, argv);
+    bench_check_isa(program, o.isa);
+    bench_check_type(program, o.type);
+    return o;
+}
+
+int main(int argc, char **argv)
+{
+    static const uint32_t percents[] = {15, 50};
+    const options o = parse(argc, argv);
+    bench_head(columns, SQ_COUNT(columns), o.json);
+    for (int type = SQ_PANEL_I8; type <= SQ_PANEL_I4; type++) {
+        if (!bench_wants_type(o.type, (sq_panel_type)type)) continue;
+        for (size_t i = 0; i < (o.percent ? 1 : SQ_COUNT(percents)); i++)
+            run_layer(&o, (sq_panel_type)type, o.percent ? o.percent : percents[i]);
+    }
+    return 0;
+}
