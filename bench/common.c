@@ -138,6 +138,7 @@ const bench_peaks *bench_peaks_of(const char *isa)
 {
     static const bench_peaks peaks[] = {
 #if SQ_ARCH_X86_64
+        {"avxvnni", sq_peak_avxvnni, sq_peak_avxvnni, sq_peak_f32_avx2},
         {"avx512", sq_peak_avx512vnni, sq_peak_avx512vnni, sq_peak_f32_avx512},
         {"avx2", sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2},
 #endif

@@ -40,6 +40,22 @@ static const sq_kernels avx2 = {
 };
 static const char *const avx2_names[] = {"scalar", "avx2", NULL};
 
+static const sq_kernels avxvnni = {
+    .isa = "avxvnni",
+    .mr = SQ_MR_AVXVNNI,
+    .gemm_i8 = sq_gemm_i8_avxvnni,
+    .gemm_i4 = sq_gemm_i4_avxvnni,
+    .rows_pack = sq_rows_pack_avx2,
+    .row = sq_row_avx2,
+    .attention = sq_attention_avx2,
+    .dot = sq_dot_avx2,
+    .scale = sq_scale_avx2,
+    .to_f16 = sq_to_f16_avx2,
+    .rope = sq_rope_avx2,
+    .select = sq_select_c,
+};
+static const char *const avxvnni_names[] = {"scalar", "avx2", "avxvnni", NULL};
+
 static const sq_kernels avx512 = {
     .isa = "avx512",
     .mr = SQ_MR_AVX512,
@@ -55,6 +71,9 @@ static const sq_kernels avx512 = {
     .select = sq_select_c,
 };
 static const char *const avx512_names[] = {"scalar", "avx2", "avx512", NULL};
+static const char *const avx512_avxvnni_names[] = {"scalar", "avx2", "avxvnni", "avx512", NULL};
+
+static bool avx512_and_avxvnni(void) { return sq_cpu_avx512() && sq_cpu_avxvnni(); }
 #endif
 
 static bool always(void) { return true; }
@@ -66,7 +85,9 @@ static const struct {
     const char *const *names;
 } sets[] = {
 #if SQ_ARCH_X86_64
+    {&avx512, avx512_and_avxvnni, avx512_avxvnni_names},
     {&avx512, sq_cpu_avx512, avx512_names},
+    {&avxvnni, sq_cpu_avxvnni, avxvnni_names},
     {&avx2, sq_cpu_avx2, avx2_names},
 #endif
     {&scalar, always, scalar_names},

@@ -8,6 +8,16 @@
 
 #include "simd/simd.h"
 
+/* For kernels: their small functions must not become calls. */
+#define SQ_INLINE static inline __attribute__((always_inline))
+
+/* Before a loop over registers, which must be gone before GCC decides which arrays can be registers. */
+#ifdef __clang__
+#define SQ_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define SQ_UNROLL _Pragma("GCC unroll 24")
+#endif
+
 /* ---- What the CPU and its operating system allow ----------------------------------------- */
 
 bool sq_cpu_avx2(void);    /* AVX2, FMA and F16C, and ymm registers that survive a task switch */
@@ -67,6 +77,11 @@ sq_dot_fn sq_dot_avx2;
 sq_scale_fn sq_scale_avx2;
 sq_to_f16_fn sq_to_f16_avx2;
 sq_rope_fn sq_rope_avx2;
+
+/* ---- AVX2 with VNNI ---------------------------------------------------------------------- */
+
+enum { SQ_MR_AVXVNNI = 6 };
+sq_gemm_fn sq_gemm_i8_avxvnni, sq_gemm_i4_avxvnni;
 
 /* ---- AVX-512 with VNNI ------------------------------------------------------------------- */
 

@@ -12,7 +12,8 @@
 typedef double sq_peak_fn(uint64_t n_rounds);
 
 sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2;
-sq_peak_fn sq_peak_avx512vnni; /* on 24 registers; int8 and int4 use the same instruction */
+sq_peak_fn sq_peak_avxvnni;    /* int8 and int4 use the same instruction */
+sq_peak_fn sq_peak_avx512vnni; /* on 24 registers */
 sq_peak_fn sq_peak_f32_avx512;
 
 #endif

@@ -16,8 +16,6 @@
 #include <math.h>
 #include <string.h>
 
-#define SQ_INLINE static inline __attribute__((always_inline))
-
 #if SQ_HAVE_SLEEF
 #include <sleef.h>
 SQ_INLINE __m256 exp8(__m256 x) { return Sleef_expf8_u10avx2(x); }

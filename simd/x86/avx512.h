@@ -9,17 +9,10 @@
 #error "needs AVX-512 F, BW, DQ, VL, VNNI: see simd_sets in simd/meson.build"
 #endif
 
+#include "simd/internal.h"
+
 #include <immintrin.h>
 #include <string.h>
-
-#define SQ_INLINE static inline __attribute__((always_inline))
-
-/* Loops over registers must be gone before GCC decides which arrays can be registers. */
-#ifdef __clang__
-#define SQ_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define SQ_UNROLL _Pragma("GCC unroll 24")
-#endif
 
 /* sum += four unsigned bytes of u times four signed ones of a, in each of 16 lanes. In place: GCC 12 would otherwise
  * copy every sum to another register and back. */

@@ -1,0 +1,260 @@
+/*
+ * gemm_vnni: int8 activations times int8 or int4 panels with vpdpbusd, for vectors of 8 or 16 channels. simd/gemm.c
+ * defines the results: integer sums are equal, and the float sum of the groups is in the same order, with fused
+ * multiply-adds.
+ * SPDX-License-Identifier: MIT
+ *
+ * A tile is MR rows by two vectors, which are two panels (512 bits) or the halves of one (256 bits). Its integer sums
+ * fill most registers; two more hold the weights of a step of 4 inputs, one an activation word sent to all lanes. Sums
+ * begin at -zero * S, so the offset costs nothing. The float sums of the groups stay in memory: there is no register
+ * left for them, and they are touched once a group.
+ *
+ * Cache: rows are taken in blocks, so that weights are fetched from far once for all of them; within a block the
+ * vectors are the outer loop; within those, k is taken in chunks whose weights stay in L1 for all tiles of the block,
+ * while the next chunk is fetched. The activations of a block stream from L2.
+ *
+ * Who includes this file has defined MR, LANES, the types ivec and fvec (LANES int32 and float), and the functions of
+ * one vector that are used below.
+ */
+#include "simd/internal.h"
+
+#include <assert.h>
+
+enum {
+    NR = SQ_PANEL_N,
+    VECS = 2,                   /* vectors of a tile */
+    PANELS = VECS * LANES / NR, /* panels of a tile */
+    LINE = 64,
+    CHUNK = 512, /* inputs: two panels of int8 take 16 KiB of L1 */
+    BLOCK_ROWS = 144,
+    TILES = BLOCK_ROWS / MR, /* of a block at most; their sums are on the stack */
+    AHEAD = 1024,            /* bytes to prefetch ahead where weights are used once only */
+};
+
+typedef struct job {
+    const sq_panels *w;
+    const sq_acts *a;
+    const sq_gemm_out *out;
+    size_t panel_bytes, weight_bytes;
+    uint32_t k_pad, n_groups;
+    int zero;
+} job;
+
+/* The vectors of a tile: where their first line, their first row of scales and their first channel are. */
+typedef struct columns {
+    const uint8_t *line[VECS], *scales[VECS];
+    uint32_t channel[VECS];
+} columns;
+
+typedef float tile_sums[MR][VECS][LANES];
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* ---- One tile ---------------------------------------------------------------------------- */
+
+SQ_INLINE ivec word(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    return all_i32(four);
+}
+
+/* sum += k inputs: one line is 4 of them. */
+SQ_INLINE void lines_i8(const uint8_t *const *line, const int8_t *q, uint32_t k, ivec sum[][VECS], uint32_t rows,
+                        uint32_t vecs)
+{
+    const uint8_t *w[VECS] = {line[0], line[1]};
+    for (; k; k -= 4, q += 4 * MR, w[0] += LINE, w[1] += LINE) {
+        ivec u[VECS];
+        for (uint32_t c = 0; c < vecs; c++) {
+            u[c] = load_i(w[c]);
+            if (rows <= 2) _mm_prefetch((const char *)w[c] + AHEAD, _MM_HINT_T0);
+        }
+        SQ_UNROLL
+        for (uint32_t r = 0; r < rows; r++) {
+            const ivec a = word(q + r * 4);
+            for (uint32_t c = 0; c < vecs; c++)
+                dot(&sum[r][c], u[c], a);
+        }
+    }
+}
+
+/* The same: one line is 8 inputs, the first 4 in the low nibbles. */
+SQ_INLINE void lines_i4(const uint8_t *const *line, const int8_t *q, uint32_t k, ivec sum[][VECS], uint32_t rows,
+                        uint32_t vecs)
+{
+    const uint8_t *w[VECS] = {line[0], line[1]};
+    for (; k; k -= 8, q += 8 * MR, w[0] += LINE, w[1] += LINE) {
+        ivec low[VECS], high[VECS];
+        for (uint32_t c = 0; c < vecs; c++) {
+            low[c] = low_nibbles(load_i(w[c]));
+            if (rows <= 2) _mm_prefetch((const char *)w[c] + AHEAD, _MM_HINT_T0);
+        }
+        SQ_UNROLL
+        for (uint32_t r = 0; r < rows; r++) {
+            const ivec a = word(q + r * 4);
+            for (uint32_t c = 0; c < vecs; c++)
+                dot(&sum[r][c], low[c], a);
+        }
+        for (uint32_t c = 0; c < vecs; c++)
+            high[c] = low_nibbles(shift_right_4(load_i(w[c])));
+        SQ_UNROLL
+        for (uint32_t r = 0; r < rows; r++) {
+            const ivec a = word(q + (MR + r) * 4);
+            for (uint32_t c = 0; c < vecs; c++)
+                dot(&sum[r][c], high[c], a);
+        }
+    }
+}
+
+/* v += sa * sw * sum for group g. */
+SQ_INLINE void add_group(const job *j, const columns *at, const float *sa, uint32_t g, const ivec sum[][VECS],
+                         tile_sums v, uint32_t rows, uint32_t vecs)
+{
+    const bool grouped = j->w->group;
+    fvec sw[VECS] = {all_f32(1.0f), all_f32(1.0f)};
+    for (uint32_t c = 0; c < vecs && grouped; c++)
+        sw[c] = load_halves(at->scales[c] + (size_t)g * NR * sizeof(uint16_t));
+    __asm__ volatile("" : : : "memory"); /* or GCC keeps v in registers and the integer sums on the stack */
+    SQ_UNROLL
+    for (uint32_t r = 0; r < rows; r++) {
+        const fvec scale = all_f32(sa[r]);
+        for (uint32_t c = 0; c < vecs; c++) {
+            const fvec by = grouped ? multiply(scale, sw[c]) : scale;
+            store_f(v[r][c], multiply_add(by, to_float(sum[r][c]), load_f(v[r][c])));
+        }
+    }
+}
+
+/* v += inputs [k0, k1) of one tile; k0 begins a group. */
+SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1,
+                          tile_sums v, uint32_t rows, uint32_t vecs)
+{
+    const uint32_t group = j->a->group, input_bytes = i4 ? NR / 2 : NR;
+    const int8_t *q = j->a->q + (size_t)tile * j->k_pad * MR;
+    for (uint32_t g = k0 / group, k = k0; k < k1; g++) {
+        const uint32_t n = min_u32(group, k1 - k);
+        const size_t row0 = ((size_t)tile * j->n_groups + g) * MR;
+        const uint8_t *const line[VECS] = {at->line[0] + (size_t)k * input_bytes,
+                                           at->line[1] + (size_t)k * input_bytes};
+        ivec sum[MR][VECS];
+        SQ_UNROLL
+        for (uint32_t r = 0; r < rows; r++)
+            sum[r][0] = sum[r][1] = all_i32(-j->zero * j->a->sum[row0 + r]);
+        if (i4)
+            lines_i4(line, q + (size_t)k * MR, n, sum, rows, vecs);
+        else
+            lines_i8(line, q + (size_t)k * MR, n, sum, rows, vecs);
+        add_group(j, at, j->a->scale + row0, g, sum, v, rows, vecs);
+        k += n;
+    }
+}
+
+/* ---- One function for each number of rows ------------------------------------------------ */
+
+typedef void tile_fn(const job *j, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1, tile_sums v);
+
+#define TILE(type, is_i4, rows, vecs)                                                                                  \
+    static void type##_##rows##x##vecs(const job *j, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1,       \
+                                       tile_sums v)                                                                    \
+    {                                                                                                                  \
+        tile_chunk(j, is_i4, at, tile, k0, k1, v, rows, vecs);                                                         \
+    }
+
+/* The kernels of one type: [vectors - 1][rows rounded up to even, halved]. A row too many is a row of zeros that
+ * nothing stores. */
+typedef tile_fn *const kernels[VECS][MR / 2 + 1];
+
+static uint32_t rows_in(const job *j, uint32_t tile) { return min_u32(MR, j->a->m - tile * MR); }
+
+/* ---- Store ------------------------------------------------------------------------------- */
+
+/* The store of sq_gemm_out: row i, channels j0 .. j0 + LANES - 1, of which n exist. */
+static void store_row(const sq_gemm_out *o, uint32_t i, uint32_t j0, uint32_t n, fvec v)
+{
+    float *c = o->c + (o->rows ? o->rows[i] : i) * o->ldc + j0;
+    if (o->bias) v = add(v, load_first(o->bias + j0, n));
+    if (o->row_weight) v = multiply(all_f32(o->row_weight[i]), v);
+    if (o->add) v = add(load_first(c, n), v);
+    store_first(c, n, v);
+}
+
+static void store_tile(const job *j, const columns *at, uint32_t vecs, uint32_t tile, tile_sums v)
+{
+    const uint32_t rows = rows_in(j, tile);
+    for (uint32_t c = 0; c < vecs && at->channel[c] < j->w->n; c++) {
+        const uint32_t n = min_u32(LANES, j->w->n - at->channel[c]);
+        const fvec channel = j->w->group ? all_f32(1.0f) : load_f((const float *)(const void *)at->scales[c]);
+        for (uint32_t r = 0; r < rows; r++) {
+            const fvec sum = load_f(v[r][c]);
+            store_row(j->out, tile * MR + r, at->channel[c], n, j->w->group ? sum : multiply(sum, channel));
+        }
+    }
+}
+
+/* ---- Blocks ------------------------------------------------------------------------------ */
+
+/* Panels p .. p + n - 1 as vectors; what is not there is panel p once more, and not used. */
+static columns columns_of(const job *j, uint32_t p, uint32_t n)
+{
+    columns at;
+    for (uint32_t c = 0; c < VECS; c++) {
+        const uint32_t i = c * LANES / NR, lane = c * LANES % NR, in_panel = i < n ? p + i : p;
+        const uint8_t *panel = j->w->data + in_panel * j->panel_bytes;
+        at.line[c] = panel + lane * 4;
+        at.scales[c] = panel + j->weight_bytes + lane * (j->w->group ? sizeof(uint16_t) : sizeof(float));
+        at.channel[c] = in_panel * NR + lane;
+    }
+    return at;
+}
+
+/* Fetches part i of n of the weights of inputs [k0, k1) into L2; past the panel nothing is lost. */
+static void fetch(const job *j, const columns *at, uint32_t vecs, uint32_t k0, uint32_t k1, uint32_t i, uint32_t n)
+{
+    const size_t input_bytes = j->weight_bytes / j->k_pad, lines = input_bytes * (k1 - k0) / LINE;
+    for (size_t l = lines * i / n; l < lines * (i + 1) / n; l++) {
+        for (uint32_t c = 0; c < vecs; c += NR / LANES)
+            _mm_prefetch((const char *)at->line[c] + input_bytes * k0 + l * LINE, _MM_HINT_T1);
+    }
+}
+
+/* Panels p .. p + n_panels - 1 for the tiles [t0, t0 + n). */
+static void block_columns(const job *j, const kernels *tiles, uint32_t p, uint32_t n_panels, uint32_t t0, uint32_t n)
+{
+    float v[TILES][MR][VECS][LANES] __attribute__((aligned(64)));
+    const columns at = columns_of(j, p, n_panels);
+    const uint32_t group = j->a->group, vecs = n_panels * NR / LANES;
+    const bool few = n < 3; /* weights are used too few times to be kept */
+    const uint32_t chunk = few ? j->k_pad : group < CHUNK ? CHUNK / group * group : group;
+    memset(v, 0, n * sizeof *v);
+    for (uint32_t k = 0; k < j->k_pad; k += chunk) {
+        const uint32_t end = k + min_u32(chunk, j->k_pad - k);
+        for (uint32_t t = 0; t < n; t++) {
+            const uint32_t rows = rows_in(j, t0 + t);
+            if (!few) fetch(j, &at, vecs, end, 2 * end - k, t, n);
+            (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &at, t0 + t, k, end, v[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++)
+        store_tile(j, &at, vecs, t0 + t, v[t]);
+}
+
+/* A last block of few tiles is shared out over the others. */
+static uint32_t tiles_a_block(uint32_t tiles)
+{
+    const uint32_t blocks = (tiles + TILES - 1) / TILES;
+    return (tiles + blocks - 1) / blocks;
+}
+
+static void gemm(const kernels *tiles, int zero, const sq_panels *w, uint32_t panel0, uint32_t n_panels,
+                 const sq_acts *a, const sq_gemm_out *out)
+{
+    const job j = {w, a, out, sq_panel_bytes(w), sq_panel_weight_bytes(w), sq_acts_k_pad(a), sq_acts_groups(a), zero};
+    const uint32_t n_tiles = sq_acts_tiles(a), last = panel0 + n_panels;
+    const uint32_t block = n_tiles ? tiles_a_block(n_tiles) : 1;
+    assert(a->k == w->k && a->group == sq_panels_act_group(w) && a->mr == MR);
+    for (uint32_t t0 = 0; t0 < n_tiles; t0 += block) {
+        for (uint32_t p = panel0; p < last; p += PANELS)
+            block_columns(&j, tiles, p, min_u32(PANELS, last - p), t0, min_u32(block, n_tiles - t0));
+    }
+}
