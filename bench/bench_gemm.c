@@ -247,7 +247,7 @@ int main(int argc, char **argv)
     bench_head(columns, SQ_COUNT(columns), o.json);
     int failed = 0;
     for (const char *const *name = sq_kernels_names(); *name; name++) {
-        if (!o.isa || !strcmp(o.isa, "auto") || !strcmp(o.isa, *name)) failed |= run_in_process(&o, *name);
+        if (!o.isa || !strcmp(sq_kernels_get(o.isa)->isa, *name)) failed |= run_in_process(&o, *name);
     }
     return failed;
 }

@@ -1,0 +1,27 @@
+"""Runs a benchmark for one round and checks that it prints rows with rates above 0, and refuses what it does not know.
+
+SPDX-License-Identifier: MIT
+"""
+
+import json
+import subprocess
+import sys
+
+
+def main():
+    command = sys.argv[1:]
+    output = subprocess.run([*command, "--rounds", "1", "--json"], check=True, stdout=subprocess.PIPE).stdout
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert rows, "no rows"
+    for row in rows:
+        assert row["gmacs"] > 0, row
+        assert row.get("peak_gmacs") is None or row["peak_gmacs"] > 0, row
+        assert {"type", "isa", "threads"} <= row.keys(), row
+    table = subprocess.run([*command, "--rounds", "1"], check=True, stdout=subprocess.PIPE).stdout
+    assert len(table.splitlines()) == len(rows) + 1, "a heading, and a line a row"
+    for wrong in (["--rounds", "0"], ["--rounds", "1x"], ["--isa", "sse9"], ["more"], ["--nothing"]):
+        refused = subprocess.run([*command, *wrong], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert refused.returncode == 2 and refused.stderr and not refused.stdout, wrong
+
+
+main()
