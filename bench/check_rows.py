@@ -4,12 +4,14 @@ SPDX-License-Identifier: MIT
 """
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
 
 def main():
-    command = sys.argv[1:]
+    command = shlex.split(os.environ.get("MESON_EXE_WRAPPER", "")) + sys.argv[1:]
     output = subprocess.run([*command, "--rounds", "1", "--json"], check=True, stdout=subprocess.PIPE).stdout
     rows = [json.loads(line) for line in output.splitlines()]
     assert rows, "no rows"

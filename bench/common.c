@@ -141,6 +141,10 @@ const bench_peaks *bench_peaks_of(const char *isa)
         {"avxvnni", sq_peak_avxvnni, sq_peak_avxvnni, sq_peak_f32_avx2},
         {"avx512", sq_peak_avx512vnni, sq_peak_avx512vnni, sq_peak_f32_avx512},
         {"avx2", sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2},
+#elif SQ_ARCH_AARCH64
+        {"i8mm", sq_peak_i8mm, sq_peak_i8mm, NULL},
+        {"dotprod", sq_peak_dotprod, sq_peak_dotprod, NULL},
+        {"neon", sq_peak_i8_neon, sq_peak_i4_neon, NULL},
 #endif
         {0}, /* plain C is whatever the compiler made of it */
     };

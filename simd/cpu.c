@@ -54,7 +54,17 @@ bool sq_cpu_avx512(void)
     if (!sq_cpu_avx2() || (saved_registers() & XCR0_ZMM) != XCR0_ZMM) return false;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf7) == leaf7 && (c & LEAF7_ECX_AVX512VNNI);
 }
-#else
+#elif SQ_ARCH_AARCH64
+#include <sys/auxv.h>
+
+/* Linux's numbers, which older headers lack. */
+static const unsigned long HWCAP_SDOT = 1ul << 20, HWCAP2_SMMLA = 1ul << 13;
+
+bool sq_cpu_dotprod(void) { return getauxval(AT_HWCAP) & HWCAP_SDOT; }
+bool sq_cpu_i8mm(void) { return sq_cpu_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_SMMLA); }
+#endif
+
+#if !SQ_ARCH_X86_64
 bool sq_cpu_avx2(void) { return false; }
 bool sq_cpu_avxvnni(void) { return false; }
 bool sq_cpu_avx512(void) { return false; }

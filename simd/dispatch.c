@@ -76,6 +76,21 @@ static const char *const avx512_avxvnni_names[] = {"scalar", "avx2", "avxvnni", 
 static bool avx512_and_avxvnni(void) { return sq_cpu_avx512() && sq_cpu_avxvnni(); }
 #endif
 
+#if SQ_ARCH_AARCH64
+#define NEON_TABLE(name, rows, gemm)                                                                                   \
+    {                                                                                                                  \
+        .isa = name, .mr = rows, .gemm_i8 = gemm, .gemm_i4 = gemm, .rows_pack = sq_rows_pack_neon, .row = sq_row_neon, \
+        .attention = sq_attention_neon, .dot = sq_dot_neon, .scale = sq_scale_neon, .to_f16 = sq_to_f16_neon,          \
+        .rope = sq_rope_neon, .select = sq_select_c,                                                                   \
+    }
+static const sq_kernels neon = NEON_TABLE("neon", SQ_MR_NEON, sq_gemm_neon);
+static const sq_kernels dotprod = NEON_TABLE("dotprod", SQ_MR_DOTPROD, sq_gemm_dotprod);
+static const sq_kernels i8mm = NEON_TABLE("i8mm", SQ_MR_I8MM, sq_gemm_i8mm);
+static const char *const neon_names[] = {"scalar", "neon", NULL};
+static const char *const dotprod_names[] = {"scalar", "neon", "dotprod", NULL};
+static const char *const i8mm_names[] = {"scalar", "neon", "dotprod", "i8mm", NULL};
+#endif
+
 static bool always(void) { return true; }
 
 /* Best first. `names`: the tables that every CPU with this one runs, worst first, itself last. */
@@ -89,6 +104,11 @@ static const struct {
     {&avx512, sq_cpu_avx512, avx512_names},
     {&avxvnni, sq_cpu_avxvnni, avxvnni_names},
     {&avx2, sq_cpu_avx2, avx2_names},
+#endif
+#if SQ_ARCH_AARCH64
+    {&i8mm, sq_cpu_i8mm, i8mm_names},
+    {&dotprod, sq_cpu_dotprod, dotprod_names},
+    {&neon, always, neon_names},
 #endif
     {&scalar, always, scalar_names},
 };

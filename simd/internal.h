@@ -23,6 +23,8 @@
 bool sq_cpu_avx2(void);    /* AVX2, FMA and F16C, and ymm registers that survive a task switch */
 bool sq_cpu_avxvnni(void); /* all that, and VNNI in its VEX encoding */
 bool sq_cpu_avx512(void);  /* AVX2's, and AVX-512 F, DQ, BW, VL, VNNI with zmm registers */
+bool sq_cpu_dotprod(void); /* SDOT */
+bool sq_cpu_i8mm(void);    /* SDOT and SMMLA */
 
 /* ---- Shared by all versions -------------------------------------------------------------- */
 
@@ -87,5 +89,17 @@ sq_gemm_fn sq_gemm_i8_avxvnni, sq_gemm_i4_avxvnni;
 
 enum { SQ_MR_AVX512 = 12 };
 sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
+
+/* ---- NEON; the sets differ in their matrix products alone -------------------------------- */
+
+enum { SQ_MR_NEON = 4, SQ_MR_DOTPROD = 12, SQ_MR_I8MM = 12 };
+sq_gemm_fn sq_gemm_neon, sq_gemm_dotprod, sq_gemm_i8mm; /* int8 and int4 */
+sq_rows_pack_fn sq_rows_pack_neon;
+sq_row_fn sq_row_neon;
+sq_attn_fn sq_attention_neon;
+sq_dot_fn sq_dot_neon;
+sq_scale_fn sq_scale_neon;
+sq_to_f16_fn sq_to_f16_neon;
+sq_rope_fn sq_rope_neon;
 
 #endif

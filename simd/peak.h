@@ -15,5 +15,7 @@ sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2;
 sq_peak_fn sq_peak_avxvnni;    /* int8 and int4 use the same instruction */
 sq_peak_fn sq_peak_avx512vnni; /* on 24 registers */
 sq_peak_fn sq_peak_f32_avx512;
+sq_peak_fn sq_peak_i8_neon, sq_peak_i4_neon;
+sq_peak_fn sq_peak_dotprod, sq_peak_i8mm; /* as with AVX-512 */
 
 #endif
