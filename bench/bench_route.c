@@ -3,8 +3,8 @@
  * SPDX-License-Identifier: MIT
  *
  * The pieces alone: one dot product of 4,096 a token, the choice of the best, one scaled row for each of the others.
- * And all three within a made layer of 7B shape, from its traces, as a share of that layer's time. The best round
- * counts.
+ * And all three within a made layer of 7B shape between two others, from its traces, as a share of that layer's time.
+ * The best round counts.
  */
 #include "bench/common.h"
 #include "runtime/engine.h"
@@ -14,12 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TEXT = 64, D = 4096, F = 11008, N_HEADS = 32, N_VOCAB = 512 };
+enum { N_LAYERS = 3, N_TEXT = 64, D = 4096, F = 11008, N_HEADS = 32, N_VOCAB = 512 };
 
 static const char program[] = "bench_route";
 
 typedef struct options {
-    uint32_t vision, percent, rounds, threads; /* percent: 0 for the usual ones */
+    uint32_t vision, percent, rounds, threads;
     const char *isa, *type;
     bool json;
 } options;
@@ -105,15 +105,16 @@ typedef struct layer_clock {
     double start, routed, end;
 } layer_clock;
 
-/* The layer tells of its rows when it has chosen them and reweighted the others. */
+/* The layer in the middle: it starts when the first ends, and tells of its rows when it has chosen them and reweighted
+ * the others. */
 static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
 {
-    (void)layer, (void)data, (void)rows, (void)cols;
+    (void)data, (void)rows, (void)cols;
     layer_clock *const clock = user;
     const double now = bench_ms(clock->threads);
-    if (what == SQ_TRACE_EMBEDDED) clock->start = now;
-    if (what == SQ_TRACE_KEPT) clock->routed = now;
-    if (what == SQ_TRACE_LAYER) clock->end = now;
+    if (what == SQ_TRACE_LAYER && layer == 0) clock->start = now;
+    if (what == SQ_TRACE_KEPT && layer == 1) clock->routed = now;
+    if (what == SQ_TRACE_LAYER && layer == 1) clock->end = now;
 }
 
 static void check(squint_err err, const squint_msg *msg)
@@ -126,8 +127,9 @@ static void check(squint_err err, const squint_msg *msg)
 static squint_session *open_layer(const options *o, sq_panel_type type, float ratio, squint_model **model)
 {
     const uint32_t n = o->vision + N_TEXT;
-    const bool is_mod = true;
-    const sq_synthetic made = {.n_layers = 1,
+    const bool is_mod[N_LAYERS] = {true, true, true};
+    const float ratios[N_LAYERS] = {ratio, ratio, ratio};
+    const sq_synthetic made = {.n_layers = N_LAYERS,
                                .d = D,
                                .f = F,
                                .n_heads = N_HEADS,
@@ -136,8 +138,8 @@ static squint_session *open_layer(const options *o, sq_panel_type type, float ra
                                .n_ctx = n,
                                .type = type,
                                .group = type == SQ_PANEL_I4 ? 128 : 0,
-                               .layer_is_mod = &is_mod,
-                               .layer_ratio = &ratio};
+                               .layer_is_mod = is_mod,
+                               .layer_ratio = ratios};
     const sq_limits limits = {
         .max_rows = n, .max_tokens = n, .max_logits = 1, .max_vision = o->vision, .kv = SQ_KV_F16};
     const squint_model_options model_options = {.isa = o->isa};
@@ -191,9 +193,9 @@ static const bench_column columns[] = {
     {"select_of_score", 15, 4}, {"routing_ms", 10, 3},  {"layer_ms", 9, 1},  {"of_layer", 8, 4},
 };
 
-static void run_layer(const options *o, sq_panel_type type, uint32_t percent)
+static void run_layer(const options *o, sq_panel_type type)
 {
-    const float ratio = (float)percent / 100;
+    const float ratio = (float)o->percent / 100;
     const times t = measure(o, type, ratio);
     const bench_cell cells[] = {
         {.text = type == SQ_PANEL_I4 ? "int4-g128" : "int8"},
@@ -215,11 +217,10 @@ static void run_layer(const options *o, sq_panel_type type, uint32_t percent)
 
 static options parse(int argc, char **argv)
 {
-    options o = {.vision = 2880, .rounds = 3, .threads = 1};
+    options o = {.vision = 2880, .percent = 15, .rounds = 3, .threads = 1};
     const bench_option table[] = {
         {"vision", "vision tokens (2880)", .number = &o.vision, .least = 1, .most = 16384},
-        {"percent", "how many of them the layer keeps (default: 15 and 50)", .number = &o.percent, .least = 1,
-         .most = 100},
+        {"percent", "how many of them the layer keeps (15)", .number = &o.percent, .least = 1, .most = 100},
         {"type", "weights of the layer, int8 or int4 (default: both)", .text = &o.type},
         {"isa", "one table only (default: the best)", .text = &o.isa},
         {"threads", "threads of the layer (1)", .number = &o.threads, .least = 1, .most = 1024},
@@ -235,13 +236,10 @@ static options parse(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t percents[] = {15, 50};
     const options o = parse(argc, argv);
     bench_head(columns, SQ_COUNT(columns), o.json);
     for (int type = SQ_PANEL_I8; type <= SQ_PANEL_I4; type++) {
-        if (!bench_wants_type(o.type, (sq_panel_type)type)) continue;
-        for (size_t i = 0; i < (o.percent ? 1 : SQ_COUNT(percents)); i++)
-            run_layer(&o, (sq_panel_type)type, o.percent ? o.percent : percents[i]);
+        if (bench_wants_type(o.type, (sq_panel_type)type)) run_layer(&o, (sq_panel_type)type);
     }
     return 0;
 }

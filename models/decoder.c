@@ -67,6 +67,7 @@ void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *s
     state->targets = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->keys = sq_take(arena, limits->max_vision, sizeof(int32_t));
     state->chosen = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->skipped = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->scores = sq_take(arena, limits->max_vision, sizeof(float));
     state->weights = sq_take(arena, limits->max_vision, sizeof(float));
     state->kept = sq_take(arena, rows, sizeof(uint32_t));

@@ -97,7 +97,8 @@ typedef struct sq_llava_state {
     /* routing, of one pass */
     uint32_t *targets;       /* [max_vision] rows of routable tokens, rising */
     int32_t *keys;           /* [max_vision] scratch of the choice */
-    uint32_t *chosen;        /* [max_vision] indices into targets */
+    uint32_t *chosen;        /* [max_vision] indices into targets, rising: vision tokens that the layer runs */
+    uint32_t *skipped;       /* [max_vision] and those that it does not */
     float *scores, *weights; /* [max_vision] */
     uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */
     float *kept_weight;      /* [max_rows] of their MLP branch */
