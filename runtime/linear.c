@@ -16,7 +16,8 @@ enum {
     MAX_MATS = 4,
     F32_ROWS = 256, /* a float tile: rows x output channels, small enough for L2 */
     F32_COLS = 64,
-    ATTEND_ROWS = 96, /* query rows of one attention chunk */
+    ATTEND_ROWS = 96, /* query rows of one attention chunk, at most */
+    ATTEND_TILE = 12, /* and what they are a multiple of: the kernels' tiles */
 };
 
 static uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -214,7 +215,7 @@ void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *c
 typedef struct attend_job {
     const sq_compute *c;
     const sq_heads *heads;
-    uint32_t n_blocks;
+    uint32_t n_blocks, rows; /* of a block */
 } attend_job;
 
 static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
@@ -225,19 +226,21 @@ static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
     /* Late query rows see the most keys: they go first, so that no thread ends with the longest. */
     const uint32_t block = job->n_blocks - 1 - chunk / heads->n_heads, head = chunk % heads->n_heads;
     const size_t kv = (size_t)(head * heads->n_kv_heads / heads->n_heads) * heads->kv_head_bytes;
-    const uint32_t row0 = block * ATTEND_ROWS;
+    const uint32_t row0 = block * job->rows;
     sq_attn a = heads->attn;
     a.q += row0 * a.ldq + (size_t)head * a.head_dim;
     a.out += row0 * a.ldo + (size_t)head * a.head_dim;
     a.k = (const uint8_t *)a.k + kv;
     a.v = (const uint8_t *)a.v + kv;
-    a.n_q = min_u32(ATTEND_ROWS, a.n_q - row0);
+    a.n_q = min_u32(job->rows, a.n_q - row0);
     if (a.causal) a.first_kv += row0;
     job->c->kernels->attention(&a);
 }
 
 void sq_attend(sq_compute *c, const sq_heads *heads)
 {
-    attend_job job = {c, heads, ceil_div(heads->attn.n_q, ATTEND_ROWS)};
+    const uint32_t n_q = heads->attn.n_q, blocks = ceil_div(n_q, ATTEND_ROWS);
+    const uint32_t rows = sq_round_up(ceil_div(n_q, blocks ? blocks : 1), ATTEND_TILE);
+    attend_job job = {c, heads, ceil_div(n_q, rows ? rows : 1), rows};
     sq_pool_run(c->pool, job.n_blocks * heads->n_heads, attend_chunk, &job);
 }

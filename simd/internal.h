@@ -89,6 +89,7 @@ sq_gemm_fn sq_gemm_i8_avxvnni, sq_gemm_i4_avxvnni;
 
 enum { SQ_MR_AVX512 = 12 };
 sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
+sq_attn_fn sq_attention_avx512;
 
 /* ---- NEON; the sets differ in their matrix products alone -------------------------------- */
 

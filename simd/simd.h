@@ -108,7 +108,7 @@ typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
  *   out[i] = sum_j softmax_j(scale * q[i].k[j]) v[j]
  *
  * Rows of q, k, v and out may lie anywhere and apart (ld*); out must not overlap the inputs. Prefill (4 queries
- * and more) takes up to 72 KiB of stack.
+ * and more) takes up to 128 KiB of stack.
  */
 typedef struct sq_attn {
     const float *q; /* [n_q][ldq], head_dim used */

@@ -766,6 +766,35 @@ static void attention_moves_its_maximum(void **state)
     }
 }
 
+/*
+ * Two keys with scores x and 0 and values 1 and 0: the result is exp(x) / (1 + exp(x)). One rounding each of exp's
+ * argument-free score (x is given as it is), of the sum, of its inverse and of the product, and two for exp itself.
+ */
+static void weights_follow_exp(void **state)
+{
+    (void)state;
+    for (uint32_t n_q = 1; n_q <= 7; n_q += 6) {
+        attention t = random_attention(n_q, 2, 8, SQ_KV_F32, false, 1.0f);
+        t.a.scale = 1.0f;
+        for (uint32_t d = 0; d < 8; d++) {
+            t.k[d] = d ? 0.0f : 1.0f;
+            t.k[t.a.ldkv + d] = 0.0f;
+            t.v[d] = 1.0f;
+            t.v[t.a.ldkv + d] = 0.0f;
+        }
+        for (float x = 0.0f; x > -60.0f; x -= 0.00731f) {
+            for (uint32_t q = 0; q < n_q; q++) {
+                for (uint32_t d = 0; d < 8; d++)
+                    t.q[q * t.a.ldq + d] = d ? 0.0f : x;
+            }
+            kernels->attention(&t.a);
+            const double want = exp(x) / (1 + exp(x));
+            assert_near(t.a.out[0], want, 3 * FLT_EPSILON * want);
+        }
+        attention_free(&t);
+    }
+}
+
 /* Keys 0 to 64 score 0, one of them 95 more or less: what is 95 below has weight 0, not a denormal one. */
 static void far_scores_have_no_weight(void **state)
 {
@@ -1058,6 +1087,7 @@ int main(void)
         cmocka_unit_test(attention_of_every_shape),
         cmocka_unit_test(attention_of_every_length),
         cmocka_unit_test(attention_moves_its_maximum),
+        cmocka_unit_test(weights_follow_exp),
         cmocka_unit_test(far_scores_have_no_weight),
         cmocka_unit_test(equal_scores_give_the_mean),
         cmocka_unit_test(attention_survives_any_number),
