@@ -28,7 +28,7 @@ enum {
     CHUNK = 512, /* inputs: two panels of int8 take 16 KiB of L1 */
     BLOCK_ROWS = 144,
     TILES = BLOCK_ROWS / MR, /* of a block at most; their sums are on the stack */
-    AHEAD = 1024,            /* bytes to prefetch ahead where weights are used once only */
+    AHEAD = 4096,            /* bytes to prefetch ahead where weights are used once only: the next page */
 };
 
 typedef struct job {
