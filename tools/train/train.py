@@ -314,7 +314,8 @@ def caption(args):
     while run.step < args.steps:
         with torch.autocast("cpu", torch.bfloat16):
             losses = model.losses(batches, run.rng(), *args.batch)
-        sum(loss for name, loss in losses.items() if name != "right").backward()
+        weights = {"scenes": args.scene_weight, "right": 0.0}
+        sum(weights.get(name, 1.0) * loss for name, loss in losses.items()).backward()
         run.update(losses)
     run.save(config=config.to_dict())
 
@@ -370,6 +371,8 @@ def main():
     sub.add_argument("--tower-rate", type=float, default=0.3, help="learning rate of the tower, as a part of --lr")
     sub.add_argument("--counts", type=float, nargs=scenes.MAX_OBJECTS, metavar="PART",
                      help="parts of scenes with one, two, .. objects; default: as they were rendered")
+    sub.add_argument("--scene-weight", type=float, default=1.0,
+                     help="of the scenes' loss next to the photos', whose noise drowns what is left of it later on")
     sub.add_argument("--compile", action="store_true",
                      help="let PyTorch 2 and a C++ compiler fuse the decoder: minutes at first, then faster steps")
     sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
