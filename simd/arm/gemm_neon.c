@@ -14,13 +14,10 @@ enum { MR = SQ_MR_NEON, NR = SQ_PANEL_N, TILES = 24, BLOCK_I4 = 128 };
 
 static_assert(MR * TILES <= SQ_ARM_SLOTS, "sums of a batch");
 
-/* The word of a row to all channels. */
-SQ_INLINE int8x16_t word(const int8_t *a)
-{
-    int32_t bits;
-    memcpy(&bits, a, sizeof bits);
-    return vreinterpretq_s8_s32(vdupq_n_s32(bits));
-}
+/* A row's word, lane `r` of the words of all rows, to all channels; r must be a constant. */
+#define WORD(words, r) vreinterpretq_s8_s32(vdupq_laneq_s32(words, r))
+
+SQ_INLINE int32x4_t words_of(const int8_t *a) { return vreinterpretq_s32_s8(vld1q_s8(a)); }
 
 /* sum[0..7] = or += the two sums of each of 8 channels */
 SQ_INLINE void store8(int32_t *sum, const int32x4_t acc[4], bool first)
@@ -32,12 +29,20 @@ SQ_INLINE void store8(int32_t *sum, const int32x4_t acc[4], bool first)
 
 /* ---- int8 -------------------------------------------------------------------------------- */
 
-/* acc += 4 channels of 8 inputs */
-SQ_INLINE void add_i8(int32x4_t acc[2], int8x16_t w0, int8x16_t w1, int8x16_t b0, int8x16_t b1)
+/* acc += 8 channels of 8 inputs: w[0], w[1] with b0, w[2], w[3] with b1. In fours, for cores that wait in order. */
+SQ_INLINE void add_i8(int32x4_t acc[4], const int8x16_t w[4], int8x16_t b0, int8x16_t b1)
 {
-    const int16x8_t low = vmull_s8(vget_low_s8(w0), vget_low_s8(b0)), high = vmull_high_s8(w0, b0);
-    acc[0] = vpadalq_s16(acc[0], vmlal_s8(low, vget_low_s8(w1), vget_low_s8(b1)));
-    acc[1] = vpadalq_s16(acc[1], vmlal_high_s8(high, w1, b1));
+    int16x8_t p[4];
+    for (int i = 0; i < 2; i++) {
+        p[2 * i] = vmull_s8(vget_low_s8(w[i]), vget_low_s8(b0));
+        p[2 * i + 1] = vmull_high_s8(w[i], b0);
+    }
+    for (int i = 0; i < 2; i++) {
+        p[2 * i] = vmlal_s8(p[2 * i], vget_low_s8(w[2 + i]), vget_low_s8(b1));
+        p[2 * i + 1] = vmlal_high_s8(p[2 * i + 1], w[2 + i], b1);
+    }
+    for (int i = 0; i < 4; i++)
+        acc[i] = vpadalq_s16(acc[i], p[i]);
 }
 
 SQ_INLINE void half_i8(const int8_t *a, const int8_t *w, uint32_t k, bool first, int32_t *sum, uint32_t rows)
@@ -48,18 +53,27 @@ SQ_INLINE void half_i8(const int8_t *a, const int8_t *w, uint32_t k, bool first,
             acc[r][i] = vdupq_n_s32(0);
     }
     for (; k; k -= 8, a += 8 * MR, w += 64) {
-        const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16), w2 = vld1q_s8(w + 32), w3 = vld1q_s8(w + 48);
-        for (uint32_t r = 0; r < rows; r++) {
-            const int8x16_t b0 = word(a + r * 4), b1 = word(a + 4 * MR + r * 4);
-            add_i8(acc[r], w0, w2, b0, b1);
-            add_i8(acc[r] + 2, w1, w3, b0, b1);
-        }
+        const int8x16_t v[4] = {vld1q_s8(w), vld1q_s8(w + 16), vld1q_s8(w + 32), vld1q_s8(w + 48)};
+        const int32x4_t b0 = words_of(a), b1 = words_of(a + 4 * MR);
+        add_i8(acc[0], v, WORD(b0, 0), WORD(b1, 0));
+        if (rows > 1) add_i8(acc[1], v, WORD(b0, 1), WORD(b1, 1));
+        if (rows > 2) add_i8(acc[2], v, WORD(b0, 2), WORD(b1, 2));
+        if (rows > 3) add_i8(acc[3], v, WORD(b0, 3), WORD(b1, 3));
     }
     for (uint32_t r = 0; r < rows; r++)
         store8(sum + r * NR, acc[r], first);
 }
 
 /* ---- int4 -------------------------------------------------------------------------------- */
+
+/* acc += 8 channels of 4 inputs */
+SQ_INLINE void add_i4(int16x8_t acc[4], int8x16_t w0, int8x16_t w1, int8x16_t b)
+{
+    acc[0] = vmlal_s8(acc[0], vget_low_s8(w0), vget_low_s8(b));
+    acc[1] = vmlal_high_s8(acc[1], w0, b);
+    acc[2] = vmlal_s8(acc[2], vget_low_s8(w1), vget_low_s8(b));
+    acc[3] = vmlal_high_s8(acc[3], w1, b);
+}
 
 /* k <= BLOCK_I4 */
 SQ_INLINE void block_i4(const int8_t *a, const int8_t *w, uint32_t k, bool first, int32_t *sum, uint32_t rows)
@@ -71,13 +85,11 @@ SQ_INLINE void block_i4(const int8_t *a, const int8_t *w, uint32_t k, bool first
     }
     for (; k; k -= 4, a += 4 * MR, w += 32) {
         const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16);
-        for (uint32_t r = 0; r < rows; r++) {
-            const int8x16_t b = word(a + r * 4);
-            acc[r][0] = vmlal_s8(acc[r][0], vget_low_s8(w0), vget_low_s8(b));
-            acc[r][1] = vmlal_high_s8(acc[r][1], w0, b);
-            acc[r][2] = vmlal_s8(acc[r][2], vget_low_s8(w1), vget_low_s8(b));
-            acc[r][3] = vmlal_high_s8(acc[r][3], w1, b);
-        }
+        const int32x4_t b = words_of(a);
+        add_i4(acc[0], w0, w1, WORD(b, 0));
+        if (rows > 1) add_i4(acc[1], w0, w1, WORD(b, 1));
+        if (rows > 2) add_i4(acc[2], w0, w1, WORD(b, 2));
+        if (rows > 3) add_i4(acc[3], w0, w1, WORD(b, 3));
     }
     for (uint32_t r = 0; r < rows; r++) {
         int32x4_t wide[4];
