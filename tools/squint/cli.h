@@ -103,7 +103,9 @@ bool cli_real(const char *text, double min, double max, double *out);
 #define CLI_ROW_THREADS(n)                                                                                             \
     CLI_ROW_NUMBER(0, "threads", n, 0, 256, "0: one per core", "N", "threads to work with (default: 0, one per core)")
 #define CLI_ROW_ISA(isa)                                                                                               \
-    CLI_ROW_TEXT(0, "isa", isa, "NAME", "kernels to use: scalar, avx2 (default: $SQUINT_ISA, else the best here)")
+    CLI_ROW_TEXT(                                                                                                      \
+        0, "isa", isa, "NAME",                                                                                         \
+        "kernels to use: scalar, avx2, avxvnni, avx512, neon, dotprod, i8mm (default: $SQUINT_ISA, else the best here)")
 #define CLI_ROW_KV(kv)                                                                                                 \
     CLI_ROW_CHOICE(0, "kv", kv, cli_kv_words, "TYPE",                                                                  \
                    "keys and values as f16 or f32 (default: auto, f32 for models of f32 weights)")
