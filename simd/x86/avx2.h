@@ -47,6 +47,14 @@ SQ_INLINE __m256i first_lanes(int64_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n < 0 ? 0 : n < 8 ? n : 8)), lane);
 }
 
+/* v & 15 in each byte. The mask is a memory operand: in a register it would cost the products a spilled sum. */
+SQ_INLINE __m256i low_nibbles8(__m256i v)
+{
+    static const uint64_t nibbles[4]
+        __attribute__((aligned(32))) = {0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f};
+    __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(nibbles));
+    return v;
+}
 /* In the order of sq_sum8(). */
 SQ_INLINE float sum8(__m256 v)
 {

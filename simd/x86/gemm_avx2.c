@@ -133,16 +133,16 @@ SQ_INLINE void step_i4(__m256i w0, __m256i w1, const int8_t *q, __m256i acc[][2]
 /* sum += 32 inputs: 4 lines of weights */
 SQ_INLINE void block_i4(const uint8_t *lines, const int8_t *q, __m256i sum[][2], uint32_t rows)
 {
-    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i ones = _mm256_set1_epi16(1);
     __m256i acc[MR][2];
     for (uint32_t r = 0; r < rows; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (int l = 0; l < 4; l++, lines += LINE, q += 8 * MR) {
         const __m256i *w = (const __m256i *)lines;
         _mm_prefetch((const char *)lines + PREFETCH, _MM_HINT_T0);
-        step_i4(_mm256_and_si256(w[0], nibble), _mm256_and_si256(w[1], nibble), q, acc, rows);
-        step_i4(_mm256_and_si256(_mm256_srli_epi16(w[0], 4), nibble),
-                _mm256_and_si256(_mm256_srli_epi16(w[1], 4), nibble), q + 4 * MR, acc, rows);
+        step_i4(low_nibbles8(w[0]), low_nibbles8(w[1]), q, acc, rows);
+        step_i4(low_nibbles8(_mm256_srli_epi16(w[0], 4)), low_nibbles8(_mm256_srli_epi16(w[1], 4)), q + 4 * MR, acc,
+                rows);
     }
     for (uint32_t r = 0; r < rows; r++) {
         for (int h = 0; h < 2; h++)
@@ -261,7 +261,8 @@ typedef void tile_fn(const job *j, uint32_t p, uint32_t n, uint32_t tile);
 TILE_I4(1)
 TILE_I4(2)
 TILE_I4(3)
-TILE_I4(4) TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
+TILE_I4(4)
+TILE_I4(5) TILE_I4(6) TILE_I8(1) TILE_I8(2) TILE_I8(3) TILE_I8(4) TILE_I8(5) TILE_I8(6)
 
     static tile_fn *const tiles_i4[MR + 1] = {NULL, tile_i4_1, tile_i4_2, tile_i4_3, tile_i4_4, tile_i4_5, tile_i4_6};
 static tile_fn *const tiles_i8[MR + 1] = {NULL, tile_i8_1, tile_i8_2, tile_i8_3, tile_i8_4, tile_i8_5, tile_i8_6};

@@ -15,13 +15,7 @@ typedef __m256 fvec;
 
 SQ_INLINE ivec load_i(const void *p) { return _mm256_load_si256(p); }
 SQ_INLINE ivec all_i32(int32_t v) { return _mm256_set1_epi32(v); }
-SQ_INLINE ivec low_nibbles(ivec v)
-{
-    static const uint64_t nibbles[4]
-        __attribute__((aligned(32))) = {0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f};
-    __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(nibbles)); /* in memory: a register more would spill a sum */
-    return v;
-}
+SQ_INLINE ivec low_nibbles(ivec v) { return low_nibbles8(v); }
 SQ_INLINE ivec shift_right_4(ivec v) { return _mm256_srli_epi16(v, 4); }
 SQ_INLINE fvec to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
 
