@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 enum {
-    SPINS = 4000, /* about 20 us before a waiting worker sleeps: longer than the gap between two products */
+    SPINS = 4000,           /* about 20 us before a waiting worker sleeps: longer than the gap between two products */
+    WORKER_STACK = 1 << 20, /* bytes */
 };
 
 typedef struct worker {
@@ -121,6 +122,18 @@ void sq_pool_run(sq_pool *pool, unsigned n_chunks, sq_job_fn *fn, void *ctx)
 
 size_t sq_pool_bytes(unsigned n_threads) { return sizeof(sq_pool) + n_threads * sizeof(worker); }
 
+/* A stack that holds the kernels' buffers, whatever a system's default is (musl: 128 KiB). */
+static int start_worker(worker *w)
+{
+    pthread_attr_t attr;
+    int err = pthread_attr_init(&attr);
+    if (err) return err;
+    err = pthread_attr_setstacksize(&attr, WORKER_STACK);
+    if (!err) err = pthread_create(&w->thread, &attr, worker_main, w);
+    pthread_attr_destroy(&attr);
+    return err;
+}
+
 squint_err sq_pool_open(sq_pool **out, unsigned n_threads, const squint_allocator *a, squint_msg *msg)
 {
     *out = NULL;
@@ -133,7 +146,7 @@ squint_err sq_pool_open(sq_pool **out, unsigned n_threads, const squint_allocato
     for (; pool->n_started < n_threads; pool->n_started++) {
         worker *const w = &pool->workers[pool->n_started];
         *w = (worker){.pool = pool, .index = pool->n_started};
-        if (pthread_create(&w->thread, NULL, worker_main, w)) {
+        if (start_worker(w)) {
             const unsigned got = pool->n_started;
             sq_pool_close(&pool);
             return sq_fail(msg, SQUINT_ERR_NOMEM, "the system gives %u of %u threads; ask for fewer", got, n_threads);
