@@ -10,6 +10,7 @@ typedef __m512i ivec;
 typedef __m512 fvec;
 
 SQ_INLINE ivec load_i(const void *p) { return _mm512_load_si512(p); }
+SQ_INLINE void store_i(void *p, ivec v) { _mm512_store_si512(p, v); }
 SQ_INLINE ivec all_i32(int32_t v) { return _mm512_set1_epi32(v); }
 SQ_INLINE ivec low_nibbles(ivec v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 SQ_INLINE ivec shift_right_4(ivec v) { return _mm512_srli_epi16(v, 4); }
@@ -55,10 +56,12 @@ static const kernels kernels_i4 = {NAMES_OF(i4, 1), NAMES_OF(i4, 2)};
 
 void sq_gemm_i8_avx512(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    gemm(&kernels_i8, 128, w, panel0, n_panels, a, out);
+    static const method how = {&kernels_i8, &kernels_i8, 128, NR};
+    gemm(&how, w, panel0, n_panels, a, out);
 }
 
 void sq_gemm_i4_avx512(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    gemm(&kernels_i4, 8, w, panel0, n_panels, a, out);
+    static const method how = {&kernels_i4, &kernels_i8, 8, NR / 2};
+    gemm(&how, w, panel0, n_panels, a, out);
 }

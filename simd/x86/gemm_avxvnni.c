@@ -14,6 +14,7 @@ typedef __m256i ivec;
 typedef __m256 fvec;
 
 SQ_INLINE ivec load_i(const void *p) { return _mm256_load_si256(p); }
+SQ_INLINE void store_i(void *p, ivec v) { _mm256_store_si256(p, v); }
 SQ_INLINE ivec all_i32(int32_t v) { return _mm256_set1_epi32(v); }
 SQ_INLINE ivec low_nibbles(ivec v) { return low_nibbles8(v); }
 SQ_INLINE ivec shift_right_4(ivec v) { return _mm256_srli_epi16(v, 4); }
@@ -50,11 +51,13 @@ static const kernels kernels_i4 = {{NULL}, {i4_1x2, i4_2x2, i4_4x2, i4_6x2}};
 void sq_gemm_i8_avxvnni(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out)
 {
-    gemm(&kernels_i8, 128, w, panel0, n_panels, a, out);
+    static const method how = {&kernels_i8, &kernels_i8, 128, NR};
+    gemm(&how, w, panel0, n_panels, a, out);
 }
 
 void sq_gemm_i4_avxvnni(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out)
 {
-    gemm(&kernels_i4, 8, w, panel0, n_panels, a, out);
+    static const method how = {&kernels_i4, &kernels_i8, 8, NR / 2};
+    gemm(&how, w, panel0, n_panels, a, out);
 }

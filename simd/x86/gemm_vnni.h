@@ -11,7 +11,8 @@
  *
  * Cache: rows are taken in blocks, so that weights are fetched from far once for all of them; within a block the
  * vectors are the outer loop; within those, k is taken in chunks whose weights stay in L1 for all tiles of the block,
- * while the next chunk is fetched. The activations of a block stream from L2.
+ * while the next chunk is fetched. The activations of a block stream from L2. int4 weights of a chunk are unpacked
+ * once, into lines like int8's, unless the rows are too few to make up for it.
  *
  * Who includes this file has defined MR, LANES, the types ivec and fvec (LANES int32 and float), and the functions of
  * one vector that are used below.
@@ -40,7 +41,7 @@ typedef struct job {
     int zero;
 } job;
 
-/* The vectors of a tile: where their first line, their first row of scales and their first channel are. */
+/* The vectors of a tile: where their next line, their first row of scales and their first channel are. */
 typedef struct columns {
     const uint8_t *line[VECS], *scales[VECS];
     uint32_t channel[VECS];
@@ -126,7 +127,7 @@ SQ_INLINE void add_group(const job *j, const columns *at, const float *sa, uint3
     }
 }
 
-/* v += inputs [k0, k1) of one tile; k0 begins a group. */
+/* v += inputs [k0, k1) of one tile; k0 begins a group, and at->line is where its weights are. */
 SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1,
                           tile_sums v, uint32_t rows, uint32_t vecs)
 {
@@ -135,8 +136,8 @@ SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, uint32_t til
     for (uint32_t g = k0 / group, k = k0; k < k1; g++) {
         const uint32_t n = min_u32(group, k1 - k);
         const size_t row0 = ((size_t)tile * j->n_groups + g) * MR;
-        const uint8_t *const line[VECS] = {at->line[0] + (size_t)k * input_bytes,
-                                           at->line[1] + (size_t)k * input_bytes};
+        const size_t past = (size_t)(k - k0) * input_bytes;
+        const uint8_t *const line[VECS] = {at->line[0] + past, at->line[1] + past};
         ivec sum[MR][VECS];
         SQ_UNROLL
         for (uint32_t r = 0; r < rows; r++)
@@ -218,21 +219,53 @@ static void fetch(const job *j, const columns *at, uint32_t vecs, uint32_t k0, u
     }
 }
 
+/* Weights of a chunk of int4 as lines of 4 inputs, one byte each. */
+typedef uint8_t unpacked[PANELS][CHUNK * NR];
+
+/* Inputs [k, k + n) of the panels. to: where lines are read from then. */
+static void unpack(const columns *at, uint32_t vecs, uint32_t k, uint32_t n, unpacked bytes, columns *to)
+{
+    for (uint32_t c = 0; c < vecs; c++) {
+        uint8_t *out = bytes[c * LANES / NR] + c * LANES % NR * 4;
+        const uint8_t *line = at->line[c] + (size_t)k * (NR / 2);
+        to->line[c] = out;
+        for (uint32_t i = 0; i < n; i += 8, line += LINE, out += (size_t)2 * LINE) {
+            const ivec both = load_i(line);
+            store_i(out, low_nibbles(both));
+            store_i(out + LINE, low_nibbles(shift_right_4(both)));
+        }
+    }
+}
+
+/* The kernels of one type, and those of int8 for weights that are unpacked. */
+typedef struct method {
+    const kernels *packed, *bytes;
+    int zero;
+    uint32_t input_bytes; /* of a panel */
+} method;
+
 /* Panels p .. p + n_panels - 1 for the tiles [t0, t0 + n). */
-static void block_columns(const job *j, const kernels *tiles, uint32_t p, uint32_t n_panels, uint32_t t0, uint32_t n)
+static void block_columns(const job *j, const method *how, uint32_t p, uint32_t n_panels, uint32_t t0, uint32_t n)
 {
     float v[TILES][MR][VECS][LANES] __attribute__((aligned(64)));
+    unpacked bytes __attribute__((aligned(64)));
     const columns at = columns_of(j, p, n_panels);
+    columns next = at;
     const uint32_t group = j->a->group, vecs = n_panels * NR / LANES;
     const bool few = n < 3; /* weights are used too few times to be kept */
     const uint32_t chunk = few ? j->k_pad : group < CHUNK ? CHUNK / group * group : group;
+    const bool unpacks = !few && how->packed != how->bytes && chunk <= CHUNK;
+    const kernels *tiles = unpacks ? how->bytes : how->packed;
     memset(v, 0, n * sizeof *v);
     for (uint32_t k = 0; k < j->k_pad; k += chunk) {
         const uint32_t end = k + min_u32(chunk, j->k_pad - k);
+        for (uint32_t c = 0; c < VECS && !unpacks; c++)
+            next.line[c] = at.line[c] + (size_t)k * how->input_bytes;
+        if (unpacks) unpack(&at, vecs, k, end - k, bytes, &next);
         for (uint32_t t = 0; t < n; t++) {
             const uint32_t rows = rows_in(j, t0 + t);
             if (!few) fetch(j, &at, vecs, end, 2 * end - k, t, n);
-            (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &at, t0 + t, k, end, v[t]);
+            (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &next, t0 + t, k, end, v[t]);
         }
     }
     for (uint32_t t = 0; t < n; t++)
@@ -246,15 +279,16 @@ static uint32_t tiles_a_block(uint32_t tiles)
     return (tiles + blocks - 1) / blocks;
 }
 
-static void gemm(const kernels *tiles, int zero, const sq_panels *w, uint32_t panel0, uint32_t n_panels,
-                 const sq_acts *a, const sq_gemm_out *out)
+static void gemm(const method *how, const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
+                 const sq_gemm_out *out)
 {
-    const job j = {w, a, out, sq_panel_bytes(w), sq_panel_weight_bytes(w), sq_acts_k_pad(a), sq_acts_groups(a), zero};
+    const job j = {w,        a, out, sq_panel_bytes(w), sq_panel_weight_bytes(w), sq_acts_k_pad(a), sq_acts_groups(a),
+                   how->zero};
     const uint32_t n_tiles = sq_acts_tiles(a), last = panel0 + n_panels;
     const uint32_t block = n_tiles ? tiles_a_block(n_tiles) : 1;
     assert(a->k == w->k && a->group == sq_panels_act_group(w) && a->mr == MR);
     for (uint32_t t0 = 0; t0 < n_tiles; t0 += block) {
         for (uint32_t p = panel0; p < last; p += PANELS)
-            block_columns(&j, tiles, p, min_u32(PANELS, last - p), t0, min_u32(block, n_tiles - t0));
+            block_columns(&j, how, p, min_u32(PANELS, last - p), t0, min_u32(block, n_tiles - t0));
     }
 }
