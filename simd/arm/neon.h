@@ -16,8 +16,6 @@
 #include <math.h>
 #include <string.h>
 
-#define SQ_INLINE static inline __attribute__((always_inline))
-
 #if SQ_HAVE_SLEEF
 #include <sleef.h>
 SQ_INLINE float32x4_t exp4(float32x4_t x) { return Sleef_expf4_u10advsimd(x); }
