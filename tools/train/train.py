@@ -372,7 +372,7 @@ def main():
     sub.add_argument("--counts", type=float, nargs=scenes.MAX_OBJECTS, metavar="PART",
                      help="parts of scenes with one, two, .. objects; default: as they were rendered")
     sub.add_argument("--scene-weight", type=float, default=1.0,
-                     help="of the scenes' loss next to the photos', whose noise drowns what is left of it later on")
+                     help="of the scenes' loss next to the photos', which is noisier and stays larger")
     sub.add_argument("--compile", action="store_true",
                      help="let PyTorch 2 and a C++ compiler fuse the decoder: minutes at first, then faster steps")
     sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
