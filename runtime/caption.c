@@ -26,34 +26,6 @@ typedef struct text_out {
 
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-/* Length of a sequence that starts with byte b; 0 when none does, and for NUL, which would end the text. */
-static unsigned sequence_length(unsigned char b)
-{
-    if (!b) return 0;
-    if (b < 0x80) return 1;
-    if (b >= 0xC2 && b < 0xE0) return 2;
-    if (b >= 0xE0 && b < 0xF0) return 3;
-    if (b >= 0xF0 && b < 0xF5) return 4;
-    return 0;
-}
-
-/* Can `second` follow `first`? Rules out overlong forms, surrogates and what lies past U+10FFFF. */
-static bool may_follow(unsigned char first, unsigned char second)
-{
-    switch (first) {
-    case 0xE0:
-        return second >= 0xA0 && second <= 0xBF;
-    case 0xED:
-        return second >= 0x80 && second <= 0x9F;
-    case 0xF0:
-        return second >= 0x90 && second <= 0xBF;
-    case 0xF4:
-        return second >= 0x80 && second <= 0x8F;
-    default:
-        return second >= 0x80 && second <= 0xBF;
-    }
-}
-
 static void append(text_out *t, const char *bytes, size_t n)
 {
     if (!t->len)
@@ -71,29 +43,19 @@ static void append_replacement(text_out *t)
     t->n_open = 0;
 }
 
+/* A NUL would end the text: it is replaced too. */
 static void append_byte(text_out *t, char c)
 {
-    const unsigned char b = (unsigned char)c;
-    if (t->n_open) {
-        const unsigned char first = (unsigned char)t->open[0];
-        const bool fits = t->n_open == 1 ? may_follow(first, b) : (b & 0xC0) == 0x80;
-        if (fits) {
-            t->open[t->n_open++] = c;
-            if (t->n_open == sequence_length(first)) {
-                append(t, t->open, t->n_open);
-                t->n_open = 0;
-            }
-            return;
-        }
+    t->open[t->n_open++] = c;
+    const int length = c ? sq_utf8_next(t->open, t->n_open) : 0;
+    if (length > 0) {
+        append(t, t->open, (size_t)length);
+        t->n_open = 0;
+    } else if (length == 0) {
+        const bool alone = t->n_open == 1;
         append_replacement(t);
+        if (!alone) append_byte(t, c); /* it broke a sequence off, and may begin another */
     }
-    const unsigned length = sequence_length(b);
-    if (length == 1)
-        append(t, &c, 1);
-    else if (length)
-        t->open[t->n_open++] = c;
-    else
-        append_replacement(t);
 }
 
 /* Everything up to the last character that is not white space. */

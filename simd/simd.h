@@ -150,7 +150,7 @@ typedef void sq_rope_fn(float *x, const float *cos_sin, uint32_t head_dim, bool 
 /* ---- The table --------------------------------------------------------------------------- */
 
 typedef struct sq_kernels {
-    const char *isa; /* "scalar", "avx2" */
+    const char *isa; /* "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm" */
     uint32_t mr;     /* rows of an activation tile, for all gemm kernels of the table */
     sq_gemm_fn *gemm_i8, *gemm_i4;
     sq_rows_pack_fn *rows_pack;

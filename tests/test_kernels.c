@@ -767,8 +767,8 @@ static void attention_moves_its_maximum(void **state)
 }
 
 /*
- * Two keys with scores x and 0 and values 1 and 0: the result is exp(x) / (1 + exp(x)). One rounding each of exp's
- * argument-free score (x is given as it is), of the sum, of its inverse and of the product, and two for exp itself.
+ * Two keys with scores x and 0 and values 1 and 0: the result is exp(x) / (1 + exp(x)). The score is x itself; one
+ * rounding each of the sum, of its inverse and of the product, and three for exp (1.5 ULP): six of FLT_EPSILON / 2.
  */
 static void weights_follow_exp(void **state)
 {

@@ -34,8 +34,8 @@ typedef void sq_arm_tile_fn(const int8_t *a, const int8_t *w, uint32_t k, bool f
 typedef struct sq_arm_gemm {
     sq_arm_order order;
     uint32_t mr;
-    uint32_t tiles,
-        panels; /* worked on at a time: mr * tiles * panels <= SQ_ARM_SLOTS; pairs: mr * tiles <= SQ_ARM_PAIRED */
+    /* Worked on at a time: mr * tiles * panels <= SQ_ARM_SLOTS; of pairs, mr * tiles <= SQ_ARM_PAIRED. */
+    uint32_t tiles, panels;
     sq_arm_tile_fn *const *i8, *const *i4; /* one for each number of rows, from 1 on */
 } sq_arm_gemm;
 

@@ -43,8 +43,8 @@ SQ_INLINE __mmask16 first(uint32_t n) { return (__mmask16)(n < 16 ? (1u << n) - 
 
 /*
  * exp(x) for -60 <= x <= 0, NaN for NaN: 2^n exp(r), |r| <= ln(2) / 2, exp(r) = 1 + r + r^2 q(r). q, of degree 4, was
- * fitted to the least largest relative error, 3.1e-9; with the roundings of r, of the polynomial and of the sum the
- * result is within 1 ULP. A call of SLEEF's costs as much as the 12 x 32 products around it.
+ * fitted to the least largest relative error, 3.1e-9; the roundings of r, of the polynomial and of the sum come to 1.01
+ * ULP (every seventh float of the range against binary64's exp). SLEEF's is a call, which keeps no vector register.
  */
 SQ_INLINE __m512 exp16(__m512 x)
 {

@@ -2,37 +2,22 @@
  * JSON lines by cJSON, from bytes that may be anything.
  * SPDX-License-Identifier: MIT
  */
+#include "runtime/base.h"
 #include "tools/squint/cli.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Can `second` follow `first`? Overlong forms, surrogates and what lies past U+10FFFF cannot (RFC 3629). */
-static bool may_follow(unsigned char first, unsigned char second)
-{
-    switch (first) {
-    case 0xE0:
-        return second >= 0xA0 && second <= 0xBF;
-    case 0xED:
-        return second >= 0x80 && second <= 0x9F;
-    case 0xF0:
-        return second >= 0x90 && second <= 0xBF;
-    case 0xF4:
-        return second >= 0x80 && second <= 0x8F;
-    default:
-        return (second & 0xC0) == 0x80;
-    }
-}
-
 /* Bytes of the character at s, or of as much of one as is there; *whole tells which. At least 1. */
-static size_t next_character(const unsigned char *s, size_t n, bool *whole)
+static size_t next_character(const char *s, size_t n, bool *whole)
 {
-    const size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    const int length = sq_utf8_next(s, n);
     size_t have = 1;
-    while (have < length && have < n && (have == 1 ? may_follow(s[0], s[1]) : (s[have] & 0xC0) == 0x80))
+    *whole = length > 0 && *s;
+    if (length > 0) return (size_t)length;
+    while (have < n && sq_utf8_next(s, have) < 0 && sq_utf8_next(s, have + 1) < 0)
         have++;
-    *whole = have == length && s[0];
     return have;
 }
 
@@ -42,7 +27,7 @@ size_t cli_clean_text(const char *text, size_t bytes, char *out)
     size_t used = 0;
     for (size_t at = 0, n; at < bytes; at += n) {
         bool whole;
-        n = next_character((const unsigned char *)text + at, bytes - at, &whole);
+        n = next_character(text + at, bytes - at, &whole);
         memcpy(out + used, whole ? text + at : replacement, whole ? n : 3);
         used += whole ? n : 3;
     }
