@@ -2,15 +2,18 @@
  * gemm: int8 activations times int8 or int4 weight panels, in plain C. Defines the result of all versions.
  * SPDX-License-Identifier: MIT
  *
- *     v[i][j] = sum over groups g of  sa[i][g] * sw[j][g] * float(I)
+ *     v[i][j] = sum over groups g of  (sa[i][g] * sw[j][g]) * float(I)
  *     I       = sum over k in g of a[i][k] * (u[j][k] - zero)
  *             = sum over k in g of a[i][k] * u[j][k]  -  zero * S[i][g]
  *
- * I is exact: |I| <= 255 * 127 * SQ_MAX_K < 2^31. Groups are added in rising order. Weights with one scale
- * a channel leave sw out of the sum and multiply it in at the end.
+ * I is exact: |I| <= 255 * 127 * SQ_MAX_K < 2^31. Groups are added in rising order, from 0 on, each by one fused
+ * multiply-add. Weights with one scale a channel leave sw out of the sum and multiply it in at the end. Nothing else is
+ * fused. So every version gives the same bits: the next layer's roundings and the router's choice would make more of a
+ * difference in the last one.
  */
 #include "simd/internal.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { MR = SQ_MR_C, NR = SQ_PANEL_N, LINE = 64 };
@@ -80,7 +83,7 @@ static void product(const kind *t, const sq_panels *w, const uint8_t *panel, con
         for (int r = 0; r < MR; r++) {
             const int32_t offset = t->zero * a->sum[row0 + r];
             for (int c = 0; c < NR; c++)
-                v[r][c] += a->scale[row0 + r] * sw[c] * (float)(sum[r][c] - offset);
+                v[r][c] = fmaf(a->scale[row0 + r] * sw[c], (float)(sum[r][c] - offset), v[r][c]);
         }
     }
     if (w->group) return;
@@ -95,9 +98,10 @@ static void product(const kind *t, const sq_panels *w, const uint8_t *panel, con
 static void store(const sq_gemm_out *o, uint32_t i, uint32_t j0, uint32_t n, const float *v)
 {
     float *c = o->c + (o->rows ? o->rows[i] : i) * o->ldc + j0;
-    const float weight = o->row_weight ? o->row_weight[i] : 1.0f;
     for (uint32_t j = 0; j < n; j++) {
-        const float t = weight * (v[j] + (o->bias ? o->bias[j0 + j] : 0.0f));
+        float t = v[j];
+        if (o->bias) t += o->bias[j0 + j];
+        if (o->row_weight) t *= o->row_weight[i];
         c[j] = o->add ? c[j] + t : t;
     }
 }

@@ -92,7 +92,7 @@ typedef struct sq_gemm_out {
 
 /**
  * out = A W^T for all rows of `a` and the output channels of panels [panel0, panel0 + n_panels).
- * a->k == w->k, a->group == sq_panels_act_group(w), a->mr is this table's mr.
+ * a->k == w->k, a->group == sq_panels_act_group(w), a->mr is this table's mr. All tables give the same bits.
  */
 typedef void sq_gemm_fn(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out);

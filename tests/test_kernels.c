@@ -47,9 +47,9 @@ static float *random_floats(size_t n, float size)
 
 /* ---- Activations ------------------------------------------------------------------------- */
 
-static void acts_alloc(sq_acts *a, uint32_t m, uint32_t k, uint32_t group)
+static void acts_alloc(sq_acts *a, uint32_t m, uint32_t k, uint32_t group, uint32_t mr)
 {
-    *a = (sq_acts){.m = m, .k = k, .group = group, .mr = kernels->mr};
+    *a = (sq_acts){.m = m, .k = k, .group = group, .mr = mr};
     const size_t tiles = sq_acts_tiles(a), scales = tiles * sq_acts_groups(a) * a->mr;
     const size_t q_bytes = tiles * sq_acts_k_pad(a) * a->mr;
     a->q = guarded_alloc(q_bytes, 64);
@@ -246,7 +246,7 @@ static void check_rows_pack(sq_row_op op, uint32_t m, uint32_t k, uint32_t group
     in.x = x;
     in.ldx = ldx;
     in.rows = gather ? rows : NULL;
-    acts_alloc(&a, m, k, group);
+    acts_alloc(&a, m, k, group, kernels->mr);
     const uint32_t tiles = sq_acts_tiles(&a), first = below(tiles);
     kernels->rows_pack(&in, &a, first, tiles - first, scratch); /* in two parts, as threads will */
     if (first > 0) assert_int_equal(acts_q(&a, 0, 0), 0x55);
@@ -284,7 +284,7 @@ static void pack_one(sq_acts *a, const float *x, uint32_t k)
 {
     float *scratch = guarded(k, sizeof *scratch);
     const sq_rows_in in = {.x = x, .ldx = k, .k = k, .op = SQ_ROW_COPY};
-    acts_alloc(a, 1, k, 256);
+    acts_alloc(a, 1, k, 256, kernels->mr);
     kernels->rows_pack(&in, a, 0, 1, scratch);
     guarded_free(scratch);
 }
@@ -415,10 +415,10 @@ static double reference_product(const sq_panels *w, const sq_acts *a, uint32_t i
 
 typedef struct product {
     sq_panels w;
-    sq_acts a;
+    sq_acts a, plain_a; /* the same rows, in plain C's tiles */
     sq_gemm_out out;
     uint8_t *data;
-    float *c, *bias, *row_weight, *want, *bound;
+    float *c, *plain_c, *bias, *row_weight, *want, *bound;
     uint32_t *rows;
     size_t c_floats;
 } product;
@@ -426,8 +426,10 @@ typedef struct product {
 static void product_free(product *p)
 {
     acts_free(&p->a);
+    acts_free(&p->plain_a);
     guarded_free(p->data);
     guarded_free(p->c);
+    guarded_free(p->plain_c);
     guarded_free(p->bias);
     guarded_free(p->row_weight);
     guarded_free(p->rows);
@@ -445,9 +447,11 @@ static void random_acts(product *p, uint32_t m, bool integers, bool extreme)
         if (extreme && i / k % 3 == 0) x[i] = i / k & 1 ? 1.0f : -1.0f; /* whole rows of one sign */
         if (integers) x[i] = i % k % group == 0 || extreme ? copysignf(127.0f, x[i]) : truncf(x[i] * 127.0f);
     }
-    acts_alloc(&p->a, m, k, group);
+    acts_alloc(&p->a, m, k, group, kernels->mr);
+    acts_alloc(&p->plain_a, m, k, group, plain_c->mr);
     const sq_rows_in in = {.x = x, .ldx = k, .k = k, .op = SQ_ROW_COPY};
     kernels->rows_pack(&in, &p->a, 0, sq_acts_tiles(&p->a), scratch);
+    plain_c->rows_pack(&in, &p->plain_a, 0, sq_acts_tiles(&p->plain_a), scratch);
     guarded_free(x);
     guarded_free(scratch);
 }
@@ -459,6 +463,8 @@ static void random_out(product *p, uint32_t m, uint32_t n)
     p->out.ldc = n + below(3);
     p->c_floats = (n_c - 1) * p->out.ldc + n;
     p->out.c = p->c = random_floats(p->c_floats, 1.0f);
+    p->plain_c = guarded(p->c_floats, sizeof *p->plain_c);
+    memcpy(p->plain_c, p->c, p->c_floats * sizeof *p->c);
     p->rows = guarded(m, sizeof *p->rows);
     for (uint32_t i = 0; i < m; i++)
         p->rows[i] = 2 * i + below(2);
@@ -496,6 +502,16 @@ static void expect(product *p, uint32_t i, uint32_t j)
         (float)(FLT_EPSILON * (fabs(weight) * (roundings * size + 3 * (size + fabs(bias))) + 2 * fabs(old) + fabs(t)));
 }
 
+/* Near what double arithmetic gives, which judges plain C, and for every other table equal to plain C, -0 included. */
+static void check_results(const product *p)
+{
+    for (size_t i = 0; i < p->c_floats; i++) {
+        assert_near(p->c[i], p->want[i], p->bound[i]);
+        if (memcmp(&p->c[i], &p->plain_c[i], sizeof *p->c) != 0)
+            fail_msg("%s: %a, not %a as in plain C", kernels->isa, (double)p->c[i], (double)p->plain_c[i]);
+    }
+}
+
 static void check_gemm(sq_panel_type type, uint32_t m, uint32_t n, uint32_t k, uint32_t group)
 {
     product p = {.w = {.n = n, .k = k, .type = type, .group = group}};
@@ -513,8 +529,10 @@ static void check_gemm(sq_panel_type type, uint32_t m, uint32_t n, uint32_t k, u
     const uint32_t split = first + below(end - first + 1);
     gemm(&p.w, split, end - split, &p.a, &p.out);
     gemm(&p.w, first, split - first, &p.a, &p.out);
-    for (size_t i = 0; i < p.c_floats; i++)
-        assert_near(p.c[i], p.want[i], p.bound[i]);
+    sq_gemm_out plain_out = p.out;
+    plain_out.c = p.plain_c;
+    sq_kernels_gemm(plain_c, &p.w)(&p.w, first, end - first, &p.plain_a, &plain_out);
+    check_results(&p);
     product_free(&p);
 }
 

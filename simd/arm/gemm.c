@@ -1,6 +1,6 @@
 /*
- * gemm: the walk over panels, chunks and tiles that the ARM sets share; simd/gemm.c defines the results. Integer sums
- * are equal, and the float sum of the groups is in the same order, with fused multiply-adds.
+ * gemm: the walk over panels, chunks and tiles that the ARM sets share; simd/gemm.c defines the results, to the
+ * last bit.
  * SPDX-License-Identifier: MIT
  *
  *   for each batch of tiles                  (activations of a chunk stay in L1, those of the batch in L2)

@@ -1,6 +1,5 @@
 /*
- * gemm_avx2: int8 activations times int8 or int4 panels. simd/gemm.c defines the results: integer sums are
- * equal, and the float sum of the groups is in the same order, with fused multiply-adds.
+ * gemm_avx2: int8 activations times int8 or int4 panels. simd/gemm.c defines the results, to the last bit.
  * SPDX-License-Identifier: MIT
  *
  * A tile is R <= 6 rows by one panel of 16 channels, two ymm of eight 32-bit channels each; 12 registers hold

@@ -1,7 +1,6 @@
 /*
  * gemm_vnni: int8 activations times int8 or int4 panels with vpdpbusd, for vectors of 8 or 16 channels. simd/gemm.c
- * defines the results: integer sums are equal, and the float sum of the groups is in the same order, with fused
- * multiply-adds.
+ * defines the results, to the last bit.
  * SPDX-License-Identifier: MIT
  *
  * A tile is MR rows by two vectors, which are two panels (512 bits) or the halves of one (256 bits). Its integer sums
