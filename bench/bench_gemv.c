@@ -11,13 +11,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-enum {
-    READ_CHUNK = 1 << 18,
-    READ_STREAMS = 4, /* a core follows several at once: half as much again as one gives */
-    READ_AHEAD = 1024,
-};
 
 static const char program[] = "bench_gemv";
 
@@ -38,45 +31,6 @@ typedef struct bench {
 typedef struct rates {
     double gmacs, bytes, read_bytes; /* 10^9 a second */
 } rates;
-
-/* ---- Reading ----------------------------------------------------------------------------- */
-
-typedef struct read_job {
-    const uint8_t *memory;
-    uint64_t *sums; /* a sum a chunk, so that no read can be left out */
-} read_job;
-
-static void read_line(const uint8_t *line, uint64_t sum[8])
-{
-    const uint64_t *const words = (const void *)line;
-    __builtin_prefetch(line + READ_AHEAD);
-    for (size_t i = 0; i < 8; i++)
-        sum[i] += words[i];
-}
-
-static void read_chunk(void *ctx, unsigned chunk, unsigned worker)
-{
-    (void)worker;
-    const read_job *const job = ctx;
-    const uint8_t *const from = job->memory + (size_t)chunk * READ_CHUNK;
-    uint64_t sum[8] = {0};
-    for (size_t at = 0; at < READ_CHUNK / READ_STREAMS; at += 64) {
-        for (size_t stream = 0; stream < READ_STREAMS; stream++)
-            read_line(from + stream * (READ_CHUNK / READ_STREAMS) + at, sum);
-    }
-    for (size_t i = 0; i < 8; i++)
-        job->sums[chunk] += sum[i];
-}
-
-/* Reads the matrix at `memory`. */
-static void read_round(const bench *b, const sq_panels *w, const uint8_t *memory, uint64_t *sums, double *best)
-{
-    const unsigned chunks = (unsigned)(sq_panels_bytes(w) / READ_CHUNK);
-    read_job job = {memory, sums};
-    const double start = sq_now_ms();
-    sq_pool_run(b->all, chunks, read_chunk, &job);
-    bench_keep_best(best, (double)chunks * READ_CHUNK, sq_now_ms() - start);
-}
 
 /* ---- Products ---------------------------------------------------------------------------- */
 
@@ -104,21 +58,18 @@ static rates measure(const bench *b, sq_panels w)
 {
     const size_t bytes = sq_panels_bytes(&w), n_mats = b->bytes / bytes;
     float *const x = bench_take(w.k * sizeof *x), *const y = bench_take(w.n * sizeof *y);
-    uint64_t *const sums = bench_take(bytes / READ_CHUNK * sizeof *sums);
     sq_compute compute = {.kernels = b->kernels, .pool = b->pool};
     void *const arena = plan(&compute, b, &w);
     rates r = {0};
     bench_fill_floats(x, w.k);
-    memset(sums, 0, bytes / READ_CHUNK * sizeof *sums);
     for (size_t i = 0; i < b->o->rounds * n_mats; i++) {
-        read_round(b, &w, b->memory + i % n_mats * bytes, sums, &r.read_bytes);
+        bench_read_round(&r.read_bytes, b->memory + i % n_mats * bytes, bytes, b->all);
         w.data = b->memory + (i + n_mats / 2) % n_mats * bytes;
         const double ms = time_product(&compute, &w, x, y);
         bench_keep_best(&r.bytes, (double)bytes, ms);
         bench_keep_best(&r.gmacs, (double)w.n * w.k, ms);
     }
     free(arena);
-    free(sums);
     free(y);
     free(x);
     return r;

@@ -61,6 +61,12 @@ const bench_peaks *bench_peaks_of(const char *isa);
  */
 void bench_peak_round(double *best, sq_peak_fn *peak, sq_pool *pool);
 
+/* ---- Reading ----------------------------------------------------------------------------- */
+
+/** Reads the whole 256 KiB of `bytes` at `memory` with all threads of the pool, and does nothing else; by the wall's
+ *  clock, into *best as bench_keep_best() does. */
+void bench_read_round(double *best, const uint8_t *memory, size_t bytes, sq_pool *pool);
+
 /* ---- Report ------------------------------------------------------------------------------ */
 
 /** "int8", "int4-g128": for a column. Returns name. */

@@ -1,9 +1,10 @@
 /*
- * Decoders of random weights, for measuring speed at the shapes of models that one does not have.
+ * Models of random weights, for measuring at the shapes of models that one does not have.
  * SPDX-License-Identifier: MIT
  */
 #include "models/llava.h"
 
+#include <math.h>
 #include <string.h>
 
 static const float INITIAL_SCALE = 0.02f; /* of weights, about what trained models have */
@@ -87,6 +88,143 @@ static squint_err make_layer(squint_model *m, const sq_synthetic *shape, uint32_
     return SQUINT_OK;
 }
 
+/* ---- the tower ---- */
+
+typedef struct tower_maker {
+    squint_model *m;
+    const sq_synthetic_tower *shape;
+    uint64_t state;
+    squint_msg *msg;
+} tower_maker;
+
+/* Four uniforms of 16 bits make a normal: at most 3.5 deviations, as far as some thousand weights of a row go. */
+static void fill_normal(float *out, size_t n, float deviation, uint64_t *state)
+{
+    const float scale = deviation * 0x1p-16f * 1.7320508f; /* their sum has the variance 1/3 */
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t r = next_random(state);
+        const int32_t sum =
+            (int32_t)(r & 0xFFFF) + (int32_t)(r >> 16 & 0xFFFF) + (int32_t)(r >> 32 & 0xFFFF) + (int32_t)(r >> 48);
+        out[i] = (float)(sum - 2 * 0xFFFF) * scale;
+    }
+}
+
+static squint_err no_memory(const tower_maker *t) { return sq_fail(t->msg, SQUINT_ERR_NOMEM, "no memory for a tower"); }
+
+static squint_err make_floats(tower_maker *t, uint32_t n, uint32_t k, float deviation, sq_mat *out)
+{
+    float *const w = sq_model_take(t->m, n, k * sizeof *w);
+    if (!w) return no_memory(t);
+    fill_normal(w, (size_t)n * k, deviation, &t->state);
+    *out = (sq_mat){.n = n, .k = k, .f32 = w};
+    return SQUINT_OK;
+}
+
+/* A panel at a time: nobody needs all of the floats at once. */
+static squint_err make_quantised(tower_maker *t, uint32_t n, uint32_t k, float deviation, sq_mat *out)
+{
+    *out = (sq_mat){.n = n, .k = k, .panels = {.n = n, .k = k, .type = SQ_PANEL_I8}};
+    const size_t panel_bytes = sq_panel_bytes(&out->panels), float_bytes = (size_t)SQ_PANEL_N * k * sizeof(float);
+    uint8_t *const panels = sq_model_take(t->m, sq_panels_bytes(&out->panels), 1);
+    float *const rows = sq_alloc(&t->m->alloc, float_bytes);
+    for (uint32_t row = 0; panels && rows && row < n; row += SQ_PANEL_N) {
+        sq_panels one = out->panels;
+        one.n = n - row < SQ_PANEL_N ? n - row : SQ_PANEL_N;
+        fill_normal(rows, (size_t)one.n * k, deviation, &t->state);
+        sq_panels_quantise(&one, rows, panels + row / SQ_PANEL_N * panel_bytes);
+    }
+    sq_free(&t->m->alloc, rows, float_bytes);
+    out->panels.data = panels;
+    return panels && rows ? SQUINT_OK : no_memory(t);
+}
+
+/* @param gain  of a product's output over inputs of variance 1 */
+static squint_err make_weights(tower_maker *t, uint32_t n, uint32_t k, float gain, sq_mat *out)
+{
+    const float deviation = gain / sqrtf((float)k);
+    return t->shape->f32 ? make_floats(t, n, k, deviation, out) : make_quantised(t, n, k, deviation, out);
+}
+
+static const float *make_bias(tower_maker *t, uint32_t n) { return make_vec(t->m, n, 0.0f, 0.1f, &t->state); }
+
+static sq_affine make_affine(tower_maker *t, uint32_t n)
+{
+    return (sq_affine){make_vec(t->m, n, 1.0f, 0.1f, &t->state), make_bias(t, n)};
+}
+
+/* Gains that keep the residual stream within twice its first size through 24 layers, and spread the scores of attention
+ * by 1.5: some ten keys of hundreds matter to a query. */
+static squint_err make_tower_layer(tower_maker *t, sq_vit_layer *w)
+{
+    const uint32_t d = t->shape->d, f = t->shape->f;
+    squint_err err;
+    w->ln1 = make_affine(t, d);
+    w->ln2 = make_affine(t, d);
+    if ((err = make_weights(t, d, d, 1.25f, &w->q))) return err;
+    if ((err = make_weights(t, d, d, 1.25f, &w->k))) return err;
+    if ((err = make_weights(t, d, d, 1.0f, &w->v))) return err;
+    if ((err = make_weights(t, d, d, 1.0f, &w->out))) return err;
+    if ((err = make_weights(t, f, d, 1.0f, &w->fc1))) return err;
+    if ((err = make_weights(t, d, f, 0.5f, &w->fc2))) return err;
+    const float **const biases[] = {&w->q_b, &w->k_b, &w->v_b, &w->out_b, &w->fc1_b, &w->fc2_b};
+    for (size_t i = 0; i < SQ_COUNT(biases); i++)
+        if (!(*biases[i] = make_bias(t, i == 4 ? f : d))) return no_memory(t);
+    return w->ln1.weight && w->ln1.bias && w->ln2.weight && w->ln2.bias ? SQUINT_OK : no_memory(t);
+}
+
+static squint_err make_embedding(tower_maker *t, sq_vit *vit)
+{
+    const uint32_t patch = t->shape->patch, side = t->shape->image / patch;
+    vit->patch = (sq_conv){.in = 3, .kernel = patch, .stride = patch, .side = side};
+    const squint_err err =
+        make_floats(t, vit->d, patch * patch * 3, 1 / sqrtf((float)(patch * patch * 3)), &vit->patch.w);
+    if (err) return err;
+    vit->n_patches = side * side;
+    vit->n_positions = vit->n_patches + 1;
+    vit->class_embd = make_vec(t->m, vit->d, 0.0f, 1.0f, &t->state);
+    vit->position_embd = make_vec(t->m, vit->n_positions * vit->d, 0.0f, 1.0f, &t->state);
+    vit->pre_ln = make_affine(t, vit->d);
+    return vit->class_embd && vit->position_embd && vit->pre_ln.weight && vit->pre_ln.bias ? SQUINT_OK : no_memory(t);
+}
+
+static squint_err make_projector(tower_maker *t, uint32_t d_out, sq_projector *p)
+{
+    squint_err err;
+    p->hidden = d_out;
+    if ((err = make_weights(t, d_out, t->shape->d, 1.0f, &p->w0))) return err;
+    if ((err = make_weights(t, d_out, d_out, 1.0f, &p->w2))) return err;
+    p->b0 = make_bias(t, d_out);
+    p->b2 = make_bias(t, d_out);
+    return p->b0 && p->b2 ? SQUINT_OK : no_memory(t);
+}
+
+static squint_err make_tower(squint_model *m, const sq_synthetic_tower *shape, sq_llava *net, squint_msg *msg)
+{
+    tower_maker t = {m, shape, 2, msg};
+    sq_vit *const vit = &net->vit;
+    *vit = (sq_vit){.d = shape->d,
+                    .f = shape->f,
+                    .n_heads = shape->n_heads,
+                    .n_layers = shape->n_layers,
+                    .eps = 1e-5f,
+                    .activation = SQ_ROW_QUICKGELU};
+    squint_err err = make_embedding(&t, vit);
+    if (err) return err;
+    vit->layers = sq_model_take(m, vit->n_layers, sizeof *vit->layers);
+    if (!vit->layers) return no_memory(&t);
+    for (uint32_t l = 0; l < vit->n_layers; l++)
+        if ((err = make_tower_layer(&t, &vit->layers[l]))) return err;
+    m->image_rule = (sq_image_rule){.fit = SQ_FIT_PAD,
+                                    .size = shape->image,
+                                    .pad_color = {122, 116, 104},
+                                    .mean = {0.48145466f, 0.4578275f, 0.40821073f},
+                                    .std = {0.26862954f, 0.26130258f, 0.27577711f}};
+    m->n_vision = vit->n_patches;
+    return make_projector(&t, net->decoder.d, &net->projector);
+}
+
+/* ---- the model ---- */
+
 static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_msg *msg)
 {
     uint64_t state = 1;
@@ -118,7 +256,7 @@ static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_ms
     m->family = &sq_family_llava;
     m->n_ctx = shape->n_ctx;
     sq_llava_describe(m);
-    return SQUINT_OK;
+    return shape->tower ? make_tower(m, shape->tower, net, msg) : SQUINT_OK;
 }
 
 squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,

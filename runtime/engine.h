@@ -206,13 +206,22 @@ extern const sq_family *const sq_families[];
 
 /* ---- Made models --------------------------------------------------------------------------- */
 
-/* A decoder of random weights, without a tower, for measuring; models/synthetic.c. */
+/* A CLIP tower (class token, quickgelu, norm before layer 0) and a projector of random weights. The floats are the same
+ * whether they are kept or quantised to int8 panels of a scale a channel, so that both can be compared. */
+typedef struct sq_synthetic_tower {
+    uint32_t image, patch; /* sides in pixels; patch divides image */
+    uint32_t n_layers, d, f, n_heads;
+    bool f32; /* keeps the floats */
+} sq_synthetic_tower;
+
+/* A decoder of random weights, for measuring; models/synthetic.c. */
 typedef struct sq_synthetic {
     uint32_t n_layers, d, f, n_heads, n_kv_heads, n_vocab, n_ctx;
     sq_panel_type type;
     uint32_t group;
-    const bool *layer_is_mod; /* [n_layers] */
-    const float *layer_ratio; /* [n_layers] */
+    const bool *layer_is_mod;        /* [n_layers] */
+    const float *layer_ratio;        /* [n_layers] */
+    const sq_synthetic_tower *tower; /* NULL: none */
 } sq_synthetic;
 squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,
                              squint_msg *msg);

@@ -397,6 +397,103 @@ static void test_tower(void **state)
     }
 }
 
+/* ---- a tower of random weights, quantised, next to its own floats ---- */
+
+/* What a tower in int8 must keep: the cosine of each token to the float one's. An activation's 0.7 % (see above), a
+ * weight's as much, through two products a branch and two branches a layer, on a stream that each branch changes by
+ * less than a half: 1 % * sqrt(12) at most, whose cosine is 1 - 0.035^2 / 2 = 0.9994. */
+static const double TOWER_COSINE = 0.999;
+
+enum { MADE_D = 128, MADE_PATCHES = 64 };
+
+static const sq_synthetic_tower made_tower = {
+    .image = 112, .patch = 14, .n_layers = 6, .d = MADE_D, .f = 4 * MADE_D, .n_heads = 2};
+
+static squint_session *open_made(const char *isa, bool f32, squint_model **m)
+{
+    sq_synthetic_tower tower = made_tower;
+    tower.f32 = f32;
+    const sq_synthetic shape = {.n_layers = 1,
+                                .d = 32,
+                                .f = 32,
+                                .n_heads = 1,
+                                .n_kv_heads = 1,
+                                .n_vocab = 16,
+                                .n_ctx = MADE_PATCHES + 8,
+                                .type = SQ_PANEL_I8,
+                                .tower = &tower};
+    const squint_model_options options = {.isa = isa};
+    const sq_limits limits = {
+        .max_rows = 1, .max_tokens = MADE_PATCHES + 8, .max_logits = 1, .max_vision = MADE_PATCHES, .kv = SQ_KV_F32};
+    squint_session *s;
+    squint_msg msg;
+    if (sq_synthetic_open(m, &shape, &options, &msg)) fail_msg("%s", msg.text);
+    if (sq_session_open_limits(&s, *m, &(squint_session_options){.threads = 1}, &limits, &msg))
+        fail_msg("%s", msg.text);
+    return s;
+}
+
+static void keep_tower(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+{
+    (void)layer;
+    if (what == SQ_TRACE_TOWER) memcpy(user, data, (size_t)rows * cols * sizeof(float));
+}
+
+/* @param picture  a file below the tests, or NULL for noise */
+static void encode_made(squint_session *s, const char *picture, float *out)
+{
+    const uint32_t side = made_tower.image;
+    squint_msg msg;
+    s->trace = keep_tower;
+    s->trace_user = out;
+    if (picture) {
+        sq_image image;
+        if (sq_image_read(&image, test_path(picture), &s->alloc, &msg)) fail_msg("%s", msg.text);
+        if (sq_session_picture(s, image.rgb, image.w, image.h, (size_t)image.w * 3, &msg)) fail_msg("%s", msg.text);
+        sq_image_free(&image, &s->alloc);
+    } else {
+        fixture_values(s->pixels, (size_t)3 * side * side, 5000, 0, 2);
+    }
+    if (sq_session_encode(s, &msg)) fail_msg("%s", msg.text);
+}
+
+static double cosine(const float *a, const float *b, size_t n)
+{
+    double ab = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < n; i++) {
+        ab += (double)a[i] * b[i];
+        aa += (double)a[i] * a[i];
+        bb += (double)b[i] * b[i];
+    }
+    return ab / sqrt(aa * bb);
+}
+
+static void test_tower_next_to_float(void **state)
+{
+    (void)state;
+    static const char *const pictures[] = {NULL, "../samples/cat.jpg", "../samples/coffee.jpg",
+                                           "../samples/astronaut.jpg"};
+    static float exact[MADE_PATCHES * MADE_D], got[MADE_PATCHES * MADE_D];
+    squint_model *f32, *i8;
+    squint_session *reference = open_made(NULL, true, &f32);
+    for (const char *const *isa = sq_kernels_names(); *isa; isa++) {
+        squint_session *s = open_made(*isa, false, &i8);
+        for (size_t p = 0; p < SQ_COUNT(pictures); p++) {
+            encode_made(reference, pictures[p], exact);
+            encode_made(s, pictures[p], got);
+            for (size_t i = 0; i < MADE_PATCHES; i++) {
+                const double c = cosine(exact + i * MADE_D, got + i * MADE_D, MADE_D);
+                if (!(c >= TOWER_COSINE)) fail_msg("%s, picture %zu, token %zu: cosine %.6f", *isa, p, i, c);
+            }
+            assert_true(sq_relative_rms(exact, got, SQ_COUNT(got)) > 1e-3); /* the int8 path did run */
+        }
+        squint_session_close(&s);
+        squint_model_close(&i8);
+    }
+    squint_session_close(&reference);
+    squint_model_close(&f32);
+}
+
 /* Convolutions run in float: of another type they are refused by name. */
 static void test_quantised_convolution(void **state)
 {
@@ -420,6 +517,7 @@ int main(void)
         cmocka_unit_test(test_cache_of_a_kind),
         cmocka_unit_test(test_wrong_tensors),
         cmocka_unit_test(test_tower),
+        cmocka_unit_test(test_tower_next_to_float),
         cmocka_unit_test(test_quantised_convolution),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
