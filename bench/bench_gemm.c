@@ -8,6 +8,7 @@
  */
 #include "bench/common.h"
 #include "bench/onednn.h"
+#include "runtime/engine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SLOW_MS = 400, MAX_CHUNK = 8 };
+enum { SLOW_MS = 400 };
 
 static const char program[] = "bench_gemm";
 
@@ -95,9 +96,8 @@ static void product_chunk(void *ctx, unsigned chunk, unsigned worker)
 static double time_product(product *p, sq_pool *pool, uint32_t panels)
 {
     const unsigned threads = sq_pool_threads(pool);
-    const uint32_t per = panels / (threads * 8);
     p->panels = panels;
-    p->per_chunk = per < 1 ? 1 : per > MAX_CHUNK ? MAX_CHUNK : per;
+    p->per_chunk = sq_panels_per_chunk(panels, threads);
     const double start = bench_ms(threads);
     sq_pool_run(pool, (panels + p->per_chunk - 1) / p->per_chunk, product_chunk, p);
     return bench_ms(threads) - start;

@@ -2,15 +2,18 @@
  * bench_gemv: decoding. Bytes of weights that a product with one row reads a second, next to a loop that only reads.
  * SPDX-License-Identifier: MIT
  *
- * Matrices of one shape take turns, so many that none is in a cache when its turn comes again. The reading loop takes
- * turns with the products, a matrix' bytes each, with all threads that the machine has; the best turn of each counts. A
- * turn lasts a few milliseconds by the wall's clock: on a busy machine some turns have all cores.
+ * Matrices of one shape follow one another, so many that none is in a cache when it comes again. A turn is some of
+ * them, as a decoder's layer is; the reading loop takes turns with the products, the same bytes each, with all threads
+ * that the machine has; the best turn of each counts. A turn lasts a few milliseconds by the wall's clock: on a busy
+ * machine some turns have all cores.
  */
 #include "bench/common.h"
 #include "runtime/engine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+
+enum { TURN_BYTES = 1 << 26 }; /* and half of the memory at most */
 
 static const char program[] = "bench_gemv";
 
@@ -43,31 +46,35 @@ static void *plan(sq_compute *compute, const bench *b, const sq_panels *w)
     return arena.base;
 }
 
-/* One row times a matrix, in milliseconds. */
-static double time_product(sq_compute *compute, const sq_panels *w, const float *x, float *y)
+/* One row times each of n matrices, in milliseconds. */
+static double time_products(sq_compute *compute, sq_panels w, size_t n, const float *x, float *y)
 {
-    const sq_rows_in in = {.x = x, .ldx = w->k, .k = w->k, .op = SQ_ROW_COPY};
-    const sq_gemm_out out = {.c = y, .ldc = w->n};
-    const sq_mat mat = {.n = w->n, .k = w->k, .panels = *w}, *const mats[] = {&mat};
+    const sq_rows_in in = {.x = x, .ldx = w.k, .k = w.k, .op = SQ_ROW_COPY};
+    const sq_gemm_out out = {.c = y, .ldc = w.n};
     const double start = sq_now_ms();
-    sq_project(compute, &in, 1, mats, &out, 1);
+    for (; n; n--, w.data += sq_panels_bytes(&w)) {
+        const sq_mat mat = {.n = w.n, .k = w.k, .panels = w}, *const mats[] = {&mat};
+        sq_project(compute, &in, 1, mats, &out, 1);
+    }
     return sq_now_ms() - start;
 }
 
 static rates measure(const bench *b, sq_panels w)
 {
-    const size_t bytes = sq_panels_bytes(&w), n_mats = b->bytes / bytes;
+    const size_t bytes = sq_panels_bytes(&w), half = b->bytes / 2 / bytes;
+    const size_t fit = TURN_BYTES / bytes, n = fit < 1 ? 1 : fit < half ? fit : half; /* matrices a turn */
+    const size_t n_turns = b->bytes / (n * bytes);
     float *const x = bench_take(w.k * sizeof *x), *const y = bench_take(w.n * sizeof *y);
     sq_compute compute = {.kernels = b->kernels, .pool = b->pool};
     void *const arena = plan(&compute, b, &w);
     rates r = {0};
     bench_fill_floats(x, w.k);
-    for (size_t i = 0; i < b->o->rounds * n_mats; i++) {
-        bench_read_round(&r.read_bytes, b->memory + i % n_mats * bytes, bytes, b->all);
-        w.data = b->memory + (i + n_mats / 2) % n_mats * bytes;
-        const double ms = time_product(&compute, &w, x, y);
-        bench_keep_best(&r.bytes, (double)bytes, ms);
-        bench_keep_best(&r.gmacs, (double)w.n * w.k, ms);
+    for (size_t i = 0; i < b->o->rounds * n_turns; i++) {
+        bench_read_round(&r.read_bytes, b->memory + i % n_turns * n * bytes, n * bytes, b->all);
+        w.data = b->memory + (i + n_turns / 2) % n_turns * n * bytes;
+        const double ms = time_products(&compute, w, n, x, y);
+        bench_keep_best(&r.bytes, (double)n * (double)bytes, ms);
+        bench_keep_best(&r.gmacs, (double)n * w.n * w.k, ms);
     }
     free(arena);
     free(y);
@@ -108,7 +115,7 @@ static void run_shape(const bench *b, uint32_t n, uint32_t k)
     static const struct {
         sq_panel_type type;
         uint32_t group;
-    } types[] = {{SQ_PANEL_I8, 0}, {SQ_PANEL_I4, 64}, {SQ_PANEL_I4, 128}};
+    } types[] = {{SQ_PANEL_I8, 0}, {SQ_PANEL_I8, 32}, {SQ_PANEL_I4, 128}, {SQ_PANEL_I4, 64}, {SQ_PANEL_I4, 32}};
     for (size_t i = 0; i < SQ_COUNT(types); i++) {
         if (!bench_wants_type(b->o->type, types[i].type)) continue;
         const sq_panels w = {.n = n, .k = k, .type = types[i].type, .group = types[i].group};
@@ -154,13 +161,15 @@ int main(int argc, char **argv)
     const options o = parse(argc, argv);
     bench b = {.o = &o, .kernels = sq_kernels_get(o.isa), .bytes = (size_t)o.mib << 20};
     b.all = bench_pool(sq_cpu_count());
-    b.pool = bench_pool(o.threads ? o.threads : sq_cpu_count());
+    /* Threads of a second pool would be woken each turn, and spin beside the first one's. */
+    const bool all = !o.threads || o.threads == sq_cpu_count();
+    b.pool = all ? b.all : bench_pool(o.threads);
     b.memory = bench_take(b.bytes);
     bench_fill(b.memory, b.bytes);
     bench_head(columns, SQ_COUNT(columns), o.json);
     run_table(&b);
     free(b.memory);
-    sq_pool_close(&b.pool);
+    if (!all) sq_pool_close(&b.pool);
     sq_pool_close(&b.all);
     return 0;
 }

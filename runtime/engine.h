@@ -175,6 +175,10 @@ void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_
 void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *const *w, const sq_gemm_out *out,
                 unsigned n_mats);
 
+/** Panels that a thread takes at a time: enough chunks for threads to even out, each long enough to be worth its
+ *  counter, and a power of two, for kernels that read several panels at once. */
+uint32_t sq_panels_per_chunk(uint32_t panels, unsigned threads);
+
 /* Attention of all heads: query head h reads KV head h * n_kv_heads / n_heads. */
 typedef struct sq_heads {
     sq_attn attn; /* of head 0: q, k, v, out at their first element */

@@ -84,11 +84,12 @@ static void gemm_chunk(void *ctx, unsigned chunk_index, unsigned worker)
     sq_kernels_gemm(p->c->kernels, w)(w, first, n, &p->c->acts, p->out[i]);
 }
 
-/* Enough chunks for threads to even out, each long enough to be worth its counter. */
-static uint32_t panels_per_chunk(uint32_t panels, unsigned threads)
+uint32_t sq_panels_per_chunk(uint32_t panels, unsigned threads)
 {
-    const uint32_t per = panels / (threads * 8);
-    return per < 1 ? 1 : min_u32(per, 8);
+    uint32_t per = 8;
+    while (per > 1 && per * threads * 8 > panels)
+        per /= 2;
+    return per;
 }
 
 static void run_panels(product *p)
@@ -102,7 +103,7 @@ static void run_panels(product *p)
     uint32_t panels = 0, chunks = 0;
     for (unsigned i = 0; i < p->n_mats; i++)
         panels += (uint32_t)sq_panel_count(&p->w[i]->panels);
-    p->per_chunk = panels_per_chunk(panels, sq_pool_threads(c->pool));
+    p->per_chunk = sq_panels_per_chunk(panels, sq_pool_threads(c->pool));
     for (unsigned i = 0; i < p->n_mats; i++) {
         chunks += ceil_div((uint32_t)sq_panel_count(&p->w[i]->panels), p->per_chunk);
         p->end_chunk[i] = chunks;

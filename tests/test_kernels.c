@@ -558,6 +558,21 @@ static void gemm_at_every_edge(void **state)
     check_gemm(SQ_PANEL_I4, 13, 17, 640, 512);
 }
 
+/* Decoding reads many panels at once: every count of them, and what is left over. The guard page behind the weights
+ * sees that nothing but prefetches goes beyond. */
+static void few_rows_and_many_panels(void **state)
+{
+    (void)state;
+    const uint32_t ks[] = {32, 40, 288, 520}, groups[] = {0, 32, 64, 128};
+    for (uint32_t panels = 1; panels <= 26; panels++) {
+        for (uint32_t i = 0; i < 8; i++) {
+            const uint32_t m = i < 4 ? 1 : 1 + below(3), n = panels * 16 - below(16), k = ks[below(4)];
+            check_gemm(SQ_PANEL_I8, m, n, k, groups[i % 4]);
+            check_gemm(SQ_PANEL_I4, m, n, k, groups[i % 4]);
+        }
+    }
+}
+
 /* More rows than fit one block of the cache: 12 KiB a row. */
 static void gemm_in_blocks_of_rows(void **state)
 {
@@ -1098,6 +1113,7 @@ int main(void)
         cmocka_unit_test(bad_activations_stay_in_range),
         cmocka_unit_test(tiny_activations_are_zero),
         cmocka_unit_test(gemm_at_every_edge),
+        cmocka_unit_test(few_rows_and_many_panels),
         cmocka_unit_test(gemm_in_blocks_of_rows),
         cmocka_unit_test(integers_are_exact),
         cmocka_unit_test(the_longest_row_does_not_overflow),

@@ -45,6 +45,15 @@ TILES_OF(i8, false, 2)
 TILES_OF(i4, true, 1)
 TILES_OF(i4, true, 2)
 
+#define ROWS_OF(type, is_i4)                                                                                           \
+    ROW(type, is_i4, 1)                                                                                                \
+    ROW(type, is_i4, 2)                                                                                                \
+    ROW(type, is_i4, 4)                                                                                                \
+    ROW(type, is_i4, 8)
+
+ROWS_OF(i8, false)
+ROWS_OF(i4, true)
+
 #define NAMES_OF(type, vecs)                                                                                           \
     {                                                                                                                  \
         type##_1x##vecs, type##_2x##vecs, type##_4x##vecs, type##_6x##vecs, type##_8x##vecs, type##_10x##vecs,         \
@@ -54,14 +63,17 @@ TILES_OF(i4, true, 2)
 static const kernels kernels_i8 = {NAMES_OF(i8, 1), NAMES_OF(i8, 2)};
 static const kernels kernels_i4 = {NAMES_OF(i4, 1), NAMES_OF(i4, 2)};
 
+static row_fn *const rows_i8[] = {i8_row_8, i8_row_4, i8_row_2, i8_row_1};
+static row_fn *const rows_i4[] = {i4_row_8, i4_row_4, i4_row_2, i4_row_1};
+
 void sq_gemm_i8_avx512(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    static const method how = {&kernels_i8, &kernels_i8, 128, NR};
+    static const method how = {&kernels_i8, &kernels_i8, rows_i8, 128, NR};
     gemm(&how, w, panel0, n_panels, a, out);
 }
 
 void sq_gemm_i4_avx512(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    static const method how = {&kernels_i4, &kernels_i8, 8, NR / 2};
+    static const method how = {&kernels_i4, &kernels_i8, rows_i4, 8, NR / 2};
     gemm(&how, w, panel0, n_panels, a, out);
 }

@@ -44,20 +44,31 @@ SQ_INLINE void store_first(float *p, uint32_t n, fvec v) { _mm256_maskstore_ps(p
 TILES_OF(i8, false)
 TILES_OF(i4, true)
 
+#define ROWS_OF(type, is_i4)                                                                                           \
+    ROW(type, is_i4, 2)                                                                                                \
+    ROW(type, is_i4, 4)                                                                                                \
+    ROW(type, is_i4, 8)
+
+ROWS_OF(i8, false)
+ROWS_OF(i4, true)
+
 /* A panel is always two vectors. */
 static const kernels kernels_i8 = {{NULL}, {i8_1x2, i8_2x2, i8_4x2, i8_6x2}};
 static const kernels kernels_i4 = {{NULL}, {i4_1x2, i4_2x2, i4_4x2, i4_6x2}};
 
+static row_fn *const rows_i8[] = {i8_row_8, i8_row_4, i8_row_2};
+static row_fn *const rows_i4[] = {i4_row_8, i4_row_4, i4_row_2};
+
 void sq_gemm_i8_avxvnni(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out)
 {
-    static const method how = {&kernels_i8, &kernels_i8, 128, NR};
+    static const method how = {&kernels_i8, &kernels_i8, rows_i8, 128, NR};
     gemm(&how, w, panel0, n_panels, a, out);
 }
 
 void sq_gemm_i4_avxvnni(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out)
 {
-    static const method how = {&kernels_i4, &kernels_i8, 8, NR / 2};
+    static const method how = {&kernels_i4, &kernels_i8, rows_i4, 8, NR / 2};
     gemm(&how, w, panel0, n_panels, a, out);
 }

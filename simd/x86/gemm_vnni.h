@@ -13,6 +13,9 @@
  * while the next chunk is fetched. The activations of a block stream from L2. int4 weights of a chunk are unpacked
  * once, into lines like int8's, unless the rows are too few to make up for it.
  *
+ * A single row, as in decoding, is bound by reading the weights. A core that reads one or two places at a time gets
+ * half to three quarters of the bandwidth, so WIDE vectors of as many panels go along together.
+ *
  * Who includes this file has defined MR, LANES, the types ivec and fvec (LANES int32 and float), and the functions of
  * one vector that are used below.
  */
@@ -29,6 +32,8 @@ enum {
     BLOCK_ROWS = 144,
     TILES = BLOCK_ROWS / MR, /* of a block at most; their sums are on the stack */
     AHEAD = 4096,            /* bytes to prefetch ahead where weights are used once only: the next page */
+    WIDE = 8,                /* vectors of a single row */
+    WIDE_AHEAD = 1024,       /* the same for them */
 };
 
 typedef struct job {
@@ -42,8 +47,8 @@ typedef struct job {
 
 /* The vectors of a tile: where their next line, their first row of scales and their first channel are. */
 typedef struct columns {
-    const uint8_t *line[VECS], *scales[VECS];
-    uint32_t channel[VECS];
+    const uint8_t *line[WIDE], *scales[WIDE];
+    uint32_t channel[WIDE];
 } columns;
 
 typedef float tile_sums[MR][VECS][LANES];
@@ -179,26 +184,29 @@ static void store_row(const sq_gemm_out *o, uint32_t i, uint32_t j0, uint32_t n,
     store_first(c, n, v);
 }
 
+/* Row i of vector c, times the scales of the channels. */
+static void store_vector(const job *j, const columns *at, uint32_t c, uint32_t i, fvec sum)
+{
+    const uint32_t channel = at->channel[c];
+    if (channel >= j->w->n) return;
+    if (!j->w->group) sum = multiply(sum, load_f((const float *)(const void *)at->scales[c]));
+    store_row(j->out, i, channel, min_u32(LANES, j->w->n - channel), sum);
+}
+
 static void store_tile(const job *j, const columns *at, uint32_t vecs, uint32_t tile, tile_sums v)
 {
     const uint32_t rows = rows_in(j, tile);
-    for (uint32_t c = 0; c < vecs && at->channel[c] < j->w->n; c++) {
-        const uint32_t n = min_u32(LANES, j->w->n - at->channel[c]);
-        const fvec channel = j->w->group ? all_f32(1.0f) : load_f((const float *)(const void *)at->scales[c]);
-        for (uint32_t r = 0; r < rows; r++) {
-            const fvec sum = load_f(v[r][c]);
-            store_row(j->out, tile * MR + r, at->channel[c], n, j->w->group ? sum : multiply(sum, channel));
-        }
+    for (uint32_t c = 0; c < vecs; c++) {
+        for (uint32_t r = 0; r < rows; r++)
+            store_vector(j, at, c, tile * MR + r, load_f(v[r][c]));
     }
 }
-
-/* ---- Blocks ------------------------------------------------------------------------------ */
 
 /* Panels p .. p + n - 1 as vectors; what is not there is panel p once more, and not used. */
 static columns columns_of(const job *j, uint32_t p, uint32_t n)
 {
     columns at;
-    for (uint32_t c = 0; c < VECS; c++) {
+    for (uint32_t c = 0; c < WIDE; c++) {
         const uint32_t i = c * LANES / NR, lane = c * LANES % NR, in_panel = i < n ? p + i : p;
         const uint8_t *panel = j->w->data + in_panel * j->panel_bytes;
         at.line[c] = panel + lane * 4;
@@ -207,6 +215,80 @@ static columns columns_of(const job *j, uint32_t p, uint32_t n)
     }
     return at;
 }
+
+/* ---- A single row ------------------------------------------------------------------------ */
+
+SQ_INLINE void fetch_ahead(const uint8_t *line, uint32_t c)
+{
+    if (c * LANES % NR == 0) _mm_prefetch((const char *)line + WIDE_AHEAD, _MM_HINT_T0);
+}
+
+/* sum += k inputs; past: bytes from at->line. */
+SQ_INLINE void row_i8(const columns *at, size_t past, const int8_t *q, uint32_t k, ivec sum[WIDE], uint32_t vecs)
+{
+    for (; k; k -= 4, q += 4 * MR, past += LINE) {
+        const ivec a = word(q);
+        SQ_UNROLL
+        for (uint32_t c = 0; c < vecs; c++) {
+            fetch_ahead(at->line[c] + past, c);
+            dot(&sum[c], load_i(at->line[c] + past), a);
+        }
+    }
+}
+
+SQ_INLINE void row_i4(const columns *at, size_t past, const int8_t *q, uint32_t k, ivec sum[WIDE], uint32_t vecs)
+{
+    for (; k; k -= 8, q += 8 * MR, past += LINE) {
+        const ivec a = word(q), b = word(q + 4 * MR);
+        SQ_UNROLL
+        for (uint32_t c = 0; c < vecs; c++) {
+            const ivec both = load_i(at->line[c] + past);
+            fetch_ahead(at->line[c] + past, c);
+            dot(&sum[c], low_nibbles(both), a);
+            dot(&sum[c], low_nibbles(shift_right_4(both)), b);
+        }
+    }
+}
+
+/* Row 0 of the panels of `vecs` vectors, from p on. */
+SQ_INLINE void row_product(const job *j, bool i4, uint32_t p, uint32_t vecs)
+{
+    const columns at = columns_of(j, p, vecs * LANES / NR);
+    const uint32_t group = j->a->group, input_bytes = i4 ? NR / 2 : NR;
+    const bool grouped = j->w->group;
+    fvec v[WIDE];
+    SQ_UNROLL
+    for (uint32_t c = 0; c < vecs; c++)
+        v[c] = all_f32(0.0f);
+    for (uint32_t g = 0, k = 0; k < j->k_pad; g++) {
+        const uint32_t n = min_u32(group, j->k_pad - k);
+        const fvec scale = all_f32(j->a->scale[g * MR]);
+        ivec sum[WIDE];
+        SQ_UNROLL
+        for (uint32_t c = 0; c < vecs; c++)
+            sum[c] = all_i32(-j->zero * j->a->sum[g * MR]);
+        if (i4)
+            row_i4(&at, (size_t)k * input_bytes, j->a->q + (size_t)k * MR, n, sum, vecs);
+        else
+            row_i8(&at, (size_t)k * input_bytes, j->a->q + (size_t)k * MR, n, sum, vecs);
+        SQ_UNROLL
+        for (uint32_t c = 0; c < vecs; c++) {
+            const uint8_t *sw = at.scales[c] + (size_t)g * NR * sizeof(uint16_t);
+            v[c] = multiply_add(grouped ? multiply(scale, load_halves(sw)) : scale, to_float(sum[c]), v[c]);
+        }
+        k += n;
+    }
+    SQ_UNROLL
+    for (uint32_t c = 0; c < vecs; c++)
+        store_vector(j, &at, c, 0, v[c]);
+}
+
+typedef void row_fn(const job *j, uint32_t p);
+
+#define ROW(type, is_i4, vecs)                                                                                         \
+    static void type##_row_##vecs(const job *j, uint32_t p) { row_product(j, is_i4, p, vecs); }
+
+/* ---- Blocks ------------------------------------------------------------------------------ */
 
 /* Fetches part i of n of the weights of inputs [k0, k1) into L2; past the panel nothing is lost. */
 static void fetch(const job *j, const columns *at, uint32_t vecs, uint32_t k0, uint32_t k1, uint32_t i, uint32_t n)
@@ -239,6 +321,7 @@ static void unpack(const columns *at, uint32_t vecs, uint32_t k, uint32_t n, unp
 /* The kernels of one type, and those of int8 for weights that are unpacked. */
 typedef struct method {
     const kernels *packed, *bytes;
+    row_fn *const *rows; /* of WIDE vectors, of half as many, and so on down to a panel */
     int zero;
     uint32_t input_bytes; /* of a panel */
 } method;
@@ -271,6 +354,18 @@ static void block_columns(const job *j, const method *how, uint32_t p, uint32_t 
         store_tile(j, &at, vecs, t0 + t, v[t]);
 }
 
+static void single_row(const job *j, const method *how, uint32_t p, uint32_t last)
+{
+    while (p < last) {
+        uint32_t n = WIDE * LANES / NR;
+        row_fn *const *row = how->rows;
+        for (; n > last - p; n /= 2)
+            row++;
+        (*row)(j, p);
+        p += n;
+    }
+}
+
 /* A last block of few tiles is shared out over the others. */
 static uint32_t tiles_a_block(uint32_t tiles)
 {
@@ -286,7 +381,8 @@ static void gemm(const method *how, const sq_panels *w, uint32_t panel0, uint32_
     const uint32_t n_tiles = sq_acts_tiles(a), last = panel0 + n_panels;
     const uint32_t block = n_tiles ? tiles_a_block(n_tiles) : 1;
     assert(a->k == w->k && a->group == sq_panels_act_group(w) && a->mr == MR);
-    for (uint32_t t0 = 0; t0 < n_tiles; t0 += block) {
+    if (a->m == 1) single_row(&j, how, panel0, last);
+    for (uint32_t t0 = 0; t0 < n_tiles && a->m > 1; t0 += block) {
         for (uint32_t p = panel0; p < last; p += PANELS)
             block_columns(&j, how, p, min_u32(PANELS, last - p), t0, min_u32(block, n_tiles - t0));
     }
