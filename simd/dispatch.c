@@ -24,16 +24,17 @@ static const sq_kernels scalar = {
 static const char *const scalar_names[] = {"scalar", NULL};
 
 #if SQ_ARCH_X86_64
-/* Sets differ in their products and their attention; the rest is AVX2's. */
-#define X86_TABLE(set, rows, attend)                                                                                   \
+/* Each set has products of its own, and rows and attention of AVX2 or AVX-512; the rest is AVX2's. */
+#define X86_TABLE(set, tile_rows, width)                                                                               \
     {                                                                                                                  \
-        .isa = #set, .mr = rows, .gemm_i8 = sq_gemm_i8_##set, .gemm_i4 = sq_gemm_i4_##set,                             \
-        .rows_pack = sq_rows_pack_avx2, .row = sq_row_avx2, .attention = attend, .dot = sq_dot_avx2,                   \
-        .scale = sq_scale_avx2, .to_f16 = sq_to_f16_avx2, .rope = sq_rope_avx2, .select = sq_select_c,                 \
+        .isa = #set, .mr = tile_rows, .gemm_i8 = sq_gemm_i8_##set, .gemm_i4 = sq_gemm_i4_##set,                        \
+        .rows_pack = sq_rows_pack_##width, .row = sq_row_##width, .attention = sq_attention_##width,                   \
+        .dot = sq_dot_avx2, .scale = sq_scale_avx2, .to_f16 = sq_to_f16_avx2, .rope = sq_rope_avx2,                    \
+        .select = sq_select_c,                                                                                         \
     }
-static const sq_kernels avx2 = X86_TABLE(avx2, SQ_MR_AVX2, sq_attention_avx2);
-static const sq_kernels avxvnni = X86_TABLE(avxvnni, SQ_MR_AVXVNNI, sq_attention_avx2);
-static const sq_kernels avx512 = X86_TABLE(avx512, SQ_MR_AVX512, sq_attention_avx512);
+static const sq_kernels avx2 = X86_TABLE(avx2, SQ_MR_AVX2, avx2);
+static const sq_kernels avxvnni = X86_TABLE(avxvnni, SQ_MR_AVXVNNI, avx2);
+static const sq_kernels avx512 = X86_TABLE(avx512, SQ_MR_AVX512, avx512);
 static const char *const avx2_names[] = {"scalar", "avx2", NULL};
 static const char *const avxvnni_names[] = {"scalar", "avx2", "avxvnni", NULL};
 static const char *const avx512_names[] = {"scalar", "avx2", "avx512", NULL};

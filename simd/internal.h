@@ -38,15 +38,40 @@ typedef void sq_quantise_row_fn(const float *y, sq_acts *out, uint32_t tile, uin
 void sq_rows_pack_with(const sq_rows_in *in, sq_acts *out, uint32_t tile0, uint32_t n_tiles, float *scratch,
                        sq_row_fn *row, sq_quantise_row_fn *quantise);
 
-/* Adds the 8 partial sums in the order that every version keeps. */
+/* Add partial sums in the order that every version keeps: the upper half of them to the lower, and so on. */
 static inline float sq_sum8(const float s[8])
 {
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
+static inline float sq_sum16(const float s[16])
+{
+    float half[8];
+    for (int i = 0; i < 8; i++)
+        half[i] = s[i] + s[i + 8];
+    return sq_sum8(half);
+}
+
+static inline float sq_sum32(const float s[32])
+{
+    float half[16];
+    for (int i = 0; i < 16; i++)
+        half[i] = s[i] + s[i + 16];
+    return sq_sum16(half);
+}
+
 /* A key whose score is this far below the largest gets no weight: next to a weight of 1 it cannot change a float, but
  * from 87 on it would be a denormal number, which costs a CPU some 100 cycles a multiply-add. */
 #define SQ_ATTN_LEAST_SCORE (-60.0f)
+
+/* erf's argument in GELU is x times this. */
+#define SQ_SQRT_HALF 0.70710678f
+
+/* Calls of fewer queries read keys and values as they lie. */
+enum { SQ_ATTN_FEW = 4 };
+
+/* Keys of a block: what fits L1 beside as many values. */
+static inline uint32_t sq_attn_block(uint32_t head_dim) { return head_dim > 64 ? 32 : 64; }
 
 /* Keys that query i of a call attends. */
 static inline uint32_t sq_attn_limit(const sq_attn *a, uint32_t i)
@@ -89,6 +114,8 @@ sq_gemm_fn sq_gemm_i8_avxvnni, sq_gemm_i4_avxvnni;
 
 enum { SQ_MR_AVX512 = 12 };
 sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
+sq_rows_pack_fn sq_rows_pack_avx512;
+sq_row_fn sq_row_avx512;
 sq_attn_fn sq_attention_avx512;
 
 /* ---- NEON; the sets differ in their matrix products alone -------------------------------- */

@@ -2,9 +2,9 @@
  * rows: what happens to a row on its way into a matrix product, in plain C. Defines the result of all versions.
  * SPDX-License-Identifier: MIT
  *
- * Sums are kept in 8 partial sums, element i in sum i % 8, so that vector versions can be equal to the
- * last bit; only exp and erf may differ between versions, by what their libraries promise.
+ * Sums are kept in 32 partial sums, element i in sum i % 32, so that vector versions can be equal to the last bit.
  */
+#include "simd/exp.h"
 #include "simd/internal.h"
 
 #include <math.h>
@@ -12,18 +12,18 @@
 
 static float sum_of_squares(const float *x, float mean, uint32_t k)
 {
-    float sum[8] = {0};
+    float sum[32] = {0};
     for (uint32_t i = 0; i < k; i++)
-        sum[i % 8] += (x[i] - mean) * (x[i] - mean);
-    return sq_sum8(sum);
+        sum[i % 32] += (x[i] - mean) * (x[i] - mean);
+    return sq_sum32(sum);
 }
 
 static float sum_of(const float *x, uint32_t k)
 {
-    float sum[8] = {0};
+    float sum[32] = {0};
     for (uint32_t i = 0; i < k; i++)
-        sum[i % 8] += x[i];
-    return sq_sum8(sum);
+        sum[i % 32] += x[i];
+    return sq_sum32(sum);
 }
 
 static void rms_norm(const sq_rows_in *in, const float *x, float *y)
@@ -42,7 +42,7 @@ static void layer_norm(const sq_rows_in *in, const float *x, float *y)
 }
 
 /* x * sigmoid(s * x) */
-static float gate(float x, float s) { return x / (1.0f + expf(-(s * x))); }
+static float gate(float x, float s) { return x / (1.0f + sq_exp(-s * x)); }
 
 void sq_row_c(const sq_rows_in *in, const float *x, float *y)
 {
@@ -66,7 +66,7 @@ void sq_row_c(const sq_rows_in *in, const float *x, float *y)
         break;
     case SQ_ROW_GELU:
         for (uint32_t i = 0; i < in->k; i++)
-            y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+            y[i] = 0.5f * x[i] * (1.0f + sq_erf(x[i] * SQ_SQRT_HALF));
         break;
     }
 }

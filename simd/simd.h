@@ -3,9 +3,9 @@
  * SPDX-License-Identifier: MIT
  *
  * A kernel computes any part of its output that it is asked for, allocates nothing, starts no
- * thread and keeps no state. The C version of each (simd/NAME.c) defines the result; a version
- * for an instruction set (simd/x86/NAME_avx2.c) equals it within the bound that its test argues:
- * integer parts exactly, float parts up to the order of additions.
+ * thread and keeps no state. The C version of each (simd/NAME.c) defines the result, the order of
+ * float additions included; a version for an instruction set (simd/x86/NAME_avx2.c) gives the same
+ * bits. A route or a rounding of activations that hangs by a hair thus falls alike on all machines.
  */
 #ifndef SQ_SIMD_H
 #define SQ_SIMD_H

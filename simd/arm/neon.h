@@ -1,5 +1,5 @@
 /*
- * neon: what the ARM files share: sums and maxima over lanes, exp and erf.
+ * neon: what the ARM files share: loads and stores of a few lanes, sums.
  * SPDX-License-Identifier: MIT
  */
 #ifndef SQ_SIMD_ARM_NEON_H
@@ -9,36 +9,11 @@
 #error "needs 64-bit ARM: see simd_sets in simd/meson.build"
 #endif
 
-#include "config.h"
 #include "simd/internal.h"
 
 #include <arm_neon.h>
 #include <math.h>
 #include <string.h>
-
-#if SQ_HAVE_SLEEF
-#include <sleef.h>
-SQ_INLINE float32x4_t exp4(float32x4_t x) { return Sleef_expf4_u10advsimd(x); }
-SQ_INLINE float32x4_t erf4(float32x4_t x) { return Sleef_erff4_u10advsimd(x); }
-#else
-SQ_INLINE float32x4_t exp4(float32x4_t x)
-{
-    float v[4];
-    vst1q_f32(v, x);
-    for (int i = 0; i < 4; i++)
-        v[i] = expf(v[i]);
-    return vld1q_f32(v);
-}
-
-SQ_INLINE float32x4_t erf4(float32x4_t x)
-{
-    float v[4];
-    vst1q_f32(v, x);
-    for (int i = 0; i < 4; i++)
-        v[i] = erff(v[i]);
-    return vld1q_f32(v);
-}
-#endif
 
 /* The first n floats at x, then zeros; n <= 0: four zeros, and x is not read. */
 SQ_INLINE float32x4_t load_first(const float *x, int64_t n)

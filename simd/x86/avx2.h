@@ -1,5 +1,5 @@
 /*
- * avx2: what the AVX2 files share: tail masks, loads of either KV type, exp and erf.
+ * avx2: what the AVX2 files share: tail masks, sums and maxima over lanes.
  * SPDX-License-Identifier: MIT
  */
 #ifndef SQ_SIMD_X86_AVX2_H
@@ -9,36 +9,11 @@
 #error "needs -mavx2 -mfma -mf16c: see simd_sets in simd/meson.build"
 #endif
 
-#include "config.h"
 #include "simd/internal.h"
 
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
-
-#if SQ_HAVE_SLEEF
-#include <sleef.h>
-SQ_INLINE __m256 exp8(__m256 x) { return Sleef_expf8_u10avx2(x); }
-SQ_INLINE __m256 erf8(__m256 x) { return Sleef_erff8_u10avx2(x); }
-#else
-SQ_INLINE __m256 exp8(__m256 x)
-{
-    float v[8];
-    _mm256_storeu_ps(v, x);
-    for (int i = 0; i < 8; i++)
-        v[i] = expf(v[i]);
-    return _mm256_loadu_ps(v);
-}
-
-SQ_INLINE __m256 erf8(__m256 x)
-{
-    float v[8];
-    _mm256_storeu_ps(v, x);
-    for (int i = 0; i < 8; i++)
-        v[i] = erff(v[i]);
-    return _mm256_loadu_ps(v);
-}
-#endif
 
 /* Lanes 0 .. n-1 for masked loads and stores, which never touch the memory of the others; any n. */
 SQ_INLINE __m256i first_lanes(int64_t n)
