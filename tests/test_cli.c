@@ -136,6 +136,7 @@ static void misuse_is_told_in_a_line(void **state)
         {{"quantize", "a", "b"}, "--type"},
         {{"quantize", "--type", "q3", "a", "b"}, "--type: \"q3\" is none of: q8, q4"},
         {{"quantize", "--type", "q4", "--group", "48", "a", "b"}, "--group"},
+        {{"quantize", "--type", "q4", "--vision", "f64", "a", "b"}, "--vision"},
         {{"quantize", "--type", "q4", "a"}, "name the model"},
         {{"eval"}, "--data"},
         {{"eval", "--data", "x", "y"}, "\"y\""},
@@ -330,6 +331,46 @@ static void quantised_models_caption(void **state)
         assert_contains(r.out, types[i][0] == 'q' && !types[i][2] ? "panels" : "F32");
         command_result_free(&r);
         unlink(path);
+    }
+}
+
+/* The row of a class in what quantize prints: its bytes after. */
+static double class_bytes(const command_result *r, const char *class)
+{
+    char name[32];
+    unsigned n;
+    double before, after;
+    const char *line = strstr(r->out, class);
+    assert_non_null(line);
+    assert_int_equal(sscanf(line, "%31s %u %lf %lf", name, &n, &before, &after), 4);
+    return after;
+}
+
+/* A tower in float beside a decoder in int4, and the other way round. */
+static void vision_of_another_type(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *type, *vision;
+    } cases[] = {{"q4", "f32"}, {"f32", "q8"}, {"q4_0", "f16"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *path = temp_path(".gguf"), *other = temp_path(".gguf");
+        command_result mixed = RUN("quantize", "--type", cases[i].type, "--vision", cases[i].vision, model, path);
+        command_result all = RUN("quantize", "--type", cases[i].type, model, other);
+        command_result vision = RUN("quantize", "--type", cases[i].vision, model, other);
+        assert_done(&mixed);
+        assert_true(class_bytes(&mixed, "decoder") == class_bytes(&all, "decoder"));
+        assert_true(class_bytes(&mixed, "embedding") == class_bytes(&all, "embedding"));
+        assert_true(class_bytes(&mixed, "vision") == class_bytes(&vision, "vision"));
+        assert_true(class_bytes(&mixed, "vision") != class_bytes(&all, "vision"));
+        command_result caption = RUN("caption", "-q", "-m", path, cat);
+        assert_done(&caption);
+        command_result_free(&caption);
+        command_result_free(&vision);
+        command_result_free(&all);
+        command_result_free(&mixed);
+        unlink(path);
+        unlink(other);
     }
 }
 
@@ -627,6 +668,7 @@ int main(void)
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(quantised_models_caption),
         cmocka_unit_test(f32_is_lossless),
+        cmocka_unit_test(vision_of_another_type),
         cmocka_unit_test(quantize_keeps_its_input),
         cmocka_unit_test(tokens_go_there_and_back),
         cmocka_unit_test(eval_scores_captions),

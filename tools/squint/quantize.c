@@ -98,7 +98,7 @@ typedef struct class_sum {
 typedef struct quantize_job {
     const sq_gguf *in;
     sq_gguf_writer *out;
-    size_t policy;
+    size_t policy, vision; /* of all else; of the tower and the projector */
     uint32_t group;
     bool to_half; /* rows of W_q and W_k go from llama.cpp's order to rotate-half */
     uint32_t n_heads, n_kv_heads;
@@ -134,7 +134,7 @@ static uint32_t gguf_type(weight_type type)
 static squint_err make_plan(const quantize_job *job, const sq_gguf_tensor *t, plan *p, squint_msg *msg)
 {
     *p = (plan){.tensor = t, .class = class_of(t), .k = t->ne[0], .n = t->ne[1] * t->ne[2] * t->ne[3]};
-    p->type = policies[job->policy].of[p->class];
+    p->type = policies[p->class == CLASS_TOWER ? job->vision : job->policy].of[p->class];
     if (sq_tensor_is_panels(t))
         return fail_tensor(job, t, "is quantised to panels; begin with the f32, f16, q8_0 or q4_0 model", msg);
     if (t->type != SQ_TENSOR_F32 && t->type != SQ_TENSOR_F16 && t->type != SQ_TENSOR_Q8_0 && t->type != SQ_TENSOR_Q4_0)
@@ -306,7 +306,7 @@ static void put_keys(const quantize_job *job)
                           (job->to_half && sq_str_eq(kv->key, "squint.rope_layout"));
         if (!ours) sq_gguf_put_kv(job->out, kv);
     }
-    const int file_type = policies[job->policy].file_type;
+    const int file_type = job->vision == job->policy ? policies[job->policy].file_type : NO_FILE_TYPE;
     const char *name = policies[job->policy].name;
     if (file_type != NO_FILE_TYPE) sq_gguf_put_u32(job->out, "general.file_type", (uint32_t)file_type);
     sq_gguf_put_str(job->out, "squint.weights", (sq_str){name, strlen(name)});
@@ -403,9 +403,11 @@ static int quantize_file(quantize_job *job, const char *in_path, const char *out
 static int run(const cli_command *self, int argc, char **argv)
 {
     enum { NO_TYPE = SQ_COUNT(policies) };
-    unsigned type = NO_TYPE, group = 1;
+    unsigned type = NO_TYPE, vision = NO_TYPE, group = 1;
     const cli_option options[] = {
         CLI_ROW_CHOICE('t', "type", &type, type_words, "TYPE", "q8, q4 (squint's own), q8_0, q4_0, f16 or f32"),
+        CLI_ROW_CHOICE(0, "vision", &vision, type_words, "TYPE",
+                       "tower and projector as this type has them (default: as --type)"),
         CLI_ROW_CHOICE('g', "group", &group, group_words, "N",
                        "weights that share a scale in q4: 32, 64, 128, 256 (default: 64)"),
         CLI_ROW_END,
@@ -416,7 +418,7 @@ static int run(const cli_command *self, int argc, char **argv)
     if (type == NO_TYPE) return cli_misuse(self, "quantize: --type says what to quantise to");
     const char *in = argv[first], *out = argv[first + 1];
     if (same_file(in, out)) return cli_misuse(self, "quantize: %s would overwrite itself", in);
-    quantize_job job = {.policy = type, .group = groups[group]};
+    quantize_job job = {.policy = type, .vision = vision == NO_TYPE ? type : vision, .group = groups[group]};
     return quantize_file(&job, in, out);
 }
 
@@ -432,6 +434,7 @@ const cli_command quantize_command = {
                "  q4_0   Q4_0            Q8_0                Q8_0      F32\n"
                "  f16    F16             F16                 F16       F32\n"
                "  f32    F32             F32                 F32       F32\n\n"
+               "\"vision\" is the tower and the projector; --vision f32 or f16 keeps them in float.\n"
                "The rest is norms, biases, routers, convolutions and position embeddings. Files of q8 and q4 are\n"
                "used where they lie; the others are repacked on loading, and other programs read them too.",
     .run = run,
