@@ -7,10 +7,11 @@
  * and not that of all; of decoding, the best token.
  */
 #include "bench/common.h"
-#include "runtime/engine.h"
+#include "models/llava.h"
 
 #include "config.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,13 +21,14 @@
 #include <cblas.h>
 #endif
 
-enum { MAX_LAYERS = 128, READ_SLICES = 4 };
+enum { MAX_LAYERS = 512, READ_SLICES = 4 };
 
 static const char program[] = "bench_model";
 
 typedef struct options {
     uint32_t tokens, decode, layers, mib, rounds, threads; /* layers: 0 for the shape's own */
     const char *shape, *isa, *type;
+    const char *model, *f32, *pictures; /* a tower of a file, next to that of another */
     bool json;
 } options;
 
@@ -57,7 +59,7 @@ typedef struct layer_clock {
 static layer_clock new_clock(unsigned threads, unsigned n_layers)
 {
     layer_clock clock = {.threads = threads, .n_layers = n_layers};
-    for (unsigned i = 0; i <= n_layers; i++)
+    for (unsigned i = 0; i <= MAX_LAYERS; i++)
         clock.best[i] = INFINITY;
     return clock;
 }
@@ -272,6 +274,8 @@ typedef struct tower_run {
     uint32_t n, d;
 } tower_run;
 
+static const sq_vit *vit_of(const tower_run *t) { return &((const sq_llava *)t->model->net)->vit; }
+
 /* The tower ends here; the projector follows. */
 static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
 {
@@ -282,7 +286,17 @@ static void on_trace(void *user, sq_trace_what what, int layer, const void *data
     memcpy(t->out, data, (size_t)rows * cols * sizeof *t->out);
 }
 
-static tower_run open_tower(const bench *b, sq_synthetic_tower tower, bool f32)
+static tower_run begin_tower(squint_model *model, squint_session *session)
+{
+    tower_run t = {.model = model, .session = session};
+    t.n = vit_of(&t)->n_patches;
+    t.d = vit_of(&t)->d;
+    t.clock = new_clock(squint_session_threads(session), vit_of(&t)->n_layers);
+    t.out = bench_take((size_t)t.n * t.d * sizeof *t.out);
+    return t;
+}
+
+static tower_run make_tower(const bench *b, sq_synthetic_tower tower, bool f32)
 {
     tower.f32 = f32;
     if (b->o->layers) tower.n_layers = b->o->layers;
@@ -300,13 +314,26 @@ static tower_run open_tower(const bench *b, sq_synthetic_tower tower, bool f32)
         .max_rows = 1, .max_tokens = made.n_ctx, .max_logits = 1, .max_vision = side * side, .kv = SQ_KV_F16};
     const squint_model_options model_options = {.isa = b->o->isa};
     const squint_session_options session_options = {.threads = b->o->threads};
-    tower_run t = {.clock = new_clock(b->o->threads, tower.n_layers), .n = side * side, .d = tower.d};
+    squint_model *model;
+    squint_session *session;
     squint_msg msg;
-    check(sq_synthetic_open(&t.model, &made, &model_options, &msg), &msg);
-    check(sq_session_open_limits(&t.session, t.model, &session_options, &limits, &msg), &msg);
-    t.out = bench_take((size_t)t.n * t.d * sizeof *t.out);
-    bench_fill_floats(t.session->pixels, (size_t)3 * tower.image * tower.image);
-    return t;
+    check(sq_synthetic_open(&model, &made, &model_options, &msg), &msg);
+    check(sq_session_open_limits(&session, model, &session_options, &limits, &msg), &msg);
+    bench_fill_floats(session->pixels, (size_t)3 * tower.image * tower.image);
+    return begin_tower(model, session);
+}
+
+static tower_run read_tower(const bench *b, const char *path)
+{
+    const squint_model_options model_options = {.isa = b->o->isa};
+    const squint_session_options session_options = {.threads = b->o->threads};
+    squint_model *model;
+    squint_session *session;
+    squint_msg msg;
+    check(squint_model_open(&model, path, &model_options, &msg), &msg);
+    if (!model->n_vision) bench_misuse(program, "model", path, "a model with a tower");
+    check(squint_session_open(&session, model, &session_options, &msg), &msg);
+    return begin_tower(model, session);
 }
 
 static void close_tower(tower_run *t)
@@ -336,22 +363,39 @@ static double cosine(const float *a, const float *b, uint32_t n)
     return ab / sqrt(aa * bb);
 }
 
-static void compare_towers(const tower_run *a, const tower_run *b, double *least, double *mean)
+/* Two towers in turn. */
+typedef struct tower_pair {
+    const char *name;
+    tower_run i8, f32;
+    double peak;
+    double least, sum; /* cosines of n tokens */
+    size_t n;
+} tower_pair;
+
+static void time_pair(const bench *b, tower_pair *p)
 {
-    *least = 1;
-    *mean = 0;
-    for (uint32_t i = 0; i < a->n; i++) {
-        const double c = cosine(a->out + (size_t)i * a->d, b->out + (size_t)i * a->d, a->d);
-        *least = fmin(*least, c);
-        *mean += c / a->n;
+    for (uint32_t i = 0; i < b->o->rounds; i++) {
+        bench_peak_round(&p->peak, b->peaks->i8, b->pool);
+        time_tower(&p->i8);
+        time_tower(&p->f32);
     }
+    for (size_t i = 0, d = p->i8.d; i < p->i8.n; i++) {
+        const double c = cosine(p->i8.out + i * d, p->f32.out + i * d, p->i8.d);
+        p->least = fmin(p->least, c);
+        p->sum += c;
+    }
+    p->n += p->i8.n;
 }
 
-static double tower_macs(const sq_synthetic_tower *t, unsigned n_layers)
+static double conv_macs(const sq_conv *c) { return (double)c->side * c->side * c->w.n * c->w.k; }
+
+static double tower_macs(const sq_vit *t)
 {
-    const double side = t->image / t->patch, rows = side * side + 1, d = t->d, f = t->f;
-    const double layer = rows * d * (4 * d + 2 * f) + 2 * rows * rows * d;
-    return n_layers * layer + side * side * 3 * t->patch * t->patch * d;
+    const double rows = t->n_positions, d = t->d, f = t->f;
+    double sum = conv_macs(&t->patch) + t->n_layers * (rows * d * (4 * d + 2 * f) + 2 * rows * rows * d);
+    for (uint32_t i = 0; i < t->n_stem; i++)
+        sum += conv_macs(&t->stem[i]);
+    return sum;
 }
 
 /* The kernels that float products run on: OpenBLAS chooses them itself, or by OPENBLAS_CORETYPE. */
@@ -364,39 +408,82 @@ static const char *blas_name(void)
 #endif
 }
 
-static void run_tower(const bench *b, const tower_shape *shape)
+static void end_pair(const bench *b, tower_pair *p)
 {
-    tower_run i8 = open_tower(b, shape->tower, false), f32 = open_tower(b, shape->tower, true);
-    double peak = 0, least, mean;
-    for (uint32_t i = 0; i < b->o->rounds; i++) {
-        bench_peak_round(&peak, b->peaks->i8, b->pool);
-        time_tower(&i8);
-        time_tower(&f32);
-    }
-    compare_towers(&i8, &f32, &least, &mean);
-    const double ms = sum_of(&i8.clock), f32_ms = sum_of(&f32.clock);
-    const double gmacs = tower_macs(&shape->tower, i8.clock.n_layers) * 1e-6 / ms;
+    const double ms = sum_of(&p->i8.clock), f32_ms = sum_of(&p->f32.clock);
+    const double gmacs = tower_macs(vit_of(&p->i8)) * 1e-6 / ms;
     const bench_cell cells[] = {
         {.text = "int8"},
         {.text = b->kernels->isa},
-        {.text = shape->name},
-        {.number = i8.clock.n_layers},
+        {.text = p->name},
+        {.number = p->i8.clock.n_layers},
         {.number = b->o->threads},
-        {.number = i8.n},
+        {.number = p->i8.n},
         {.number = ms},
         {.number = gmacs},
-        {.number = bench_known(peak)},
-        {.number = bench_ratio(gmacs, peak)},
+        {.number = bench_known(p->peak)},
+        {.number = bench_ratio(gmacs, p->peak)},
         {.number = f32_ms},
         {.text = blas_name()},
         {.number = bench_ratio(f32_ms, ms)},
-        {.number = least},
-        {.number = mean},
+        {.number = p->least},
+        {.number = p->sum / (double)p->n},
     };
     static_assert(SQ_COUNT(cells) == SQ_COUNT(tower_columns), "a cell a column");
     bench_row(tower_columns, cells, SQ_COUNT(tower_columns), b->o->json);
-    close_tower(&f32);
-    close_tower(&i8);
+    close_tower(&p->f32);
+    close_tower(&p->i8);
+}
+
+static void run_tower(const bench *b, const tower_shape *shape)
+{
+    tower_pair p = {.name = shape->name, .least = 1};
+    p.i8 = make_tower(b, shape->tower, false);
+    p.f32 = make_tower(b, shape->tower, true);
+    time_pair(b, &p);
+    end_pair(b, &p);
+}
+
+/* ---- Towers of files ----------------------------------------------------------------------- */
+
+static void show(const tower_run *t, const sq_image *image)
+{
+    squint_msg msg;
+    check(sq_session_picture(t->session, image->rgb, image->w, image->h, (size_t)image->w * 3, &msg), &msg);
+}
+
+static void run_picture(const bench *b, const char *path, tower_pair *p)
+{
+    const squint_allocator alloc = sq_allocator_or_default(NULL);
+    sq_image image;
+    squint_msg msg;
+    check(sq_image_read(&image, path, &alloc, &msg), &msg);
+    show(&p->i8, &image);
+    show(&p->f32, &image);
+    sq_image_free(&image, &alloc);
+    time_pair(b, p);
+}
+
+/* Both towers on every picture of a folder, in which nothing else lies but what starts with a dot. */
+static void run_files(const bench *b)
+{
+    tower_pair p = {.name = "file", .least = 1};
+    p.i8 = read_tower(b, b->o->model);
+    p.f32 = read_tower(b, b->o->f32);
+    if (p.i8.n != p.f32.n || p.i8.d != p.f32.d)
+        bench_misuse(program, "float", b->o->f32, "a model with the same tower");
+    DIR *const folder = opendir(b->o->pictures);
+    if (!folder) bench_misuse(program, "pictures", b->o->pictures, "a folder");
+    for (const struct dirent *e; (e = readdir(folder));) {
+        char path[4096];
+        if (e->d_name[0] == '.') continue;
+        snprintf(path, sizeof path, "%s/%s", b->o->pictures, e->d_name);
+        run_picture(b, path, &p);
+    }
+    closedir(folder);
+    if (!p.n) bench_misuse(program, "pictures", b->o->pictures, "a folder with pictures");
+    bench_head(tower_columns, SQ_COUNT(tower_columns), b->o->json);
+    end_pair(b, &p);
 }
 
 /* ---- All models ---------------------------------------------------------------------------- */
@@ -447,6 +534,9 @@ static options parse(int argc, char **argv)
         {"type", "weights, int8 or int4 (default: both)", .text = &o.type},
         {"mib", "MiB for the reading loop: several times the last cache (256)", .number = &o.mib, .least = 1,
          .most = 1 << 16},
+        {"model", "a file with a quantised tower, instead of made models", .text = &o.model},
+        {"float", "and one with the same tower in float", .text = &o.f32},
+        {"pictures", "and a folder of pictures for both", .text = &o.pictures},
         {"isa", "one table only (default: the best)", .text = &o.isa},
         {"threads", "threads of the models (1); the reading loop takes all", .number = &o.threads, .least = 1,
          .most = 256},
@@ -457,6 +547,10 @@ static options parse(int argc, char **argv)
     bench_parse(program, table, argc, argv);
     bench_check_isa(program, o.isa);
     bench_check_type(program, o.type);
+    if (!o.model != !o.f32 || !o.model != !o.pictures) {
+        fprintf(stderr, "%s: --model, --float and --pictures go together\n", program);
+        exit(2);
+    }
     if (o.shape && !is_shape(o.shape)) bench_misuse(program, "shape", o.shape, "1.1b, 7b, clip-l or tiny");
     return o;
 }
@@ -470,8 +564,12 @@ int main(int argc, char **argv)
     b.all = bench_pool(sq_cpu_count());
     b.memory = bench_take(b.bytes);
     bench_fill(b.memory, b.bytes);
-    run_decoders(&b);
-    run_towers(&b);
+    if (o.model) {
+        run_files(&b);
+    } else {
+        run_decoders(&b);
+        run_towers(&b);
+    }
     free(b.memory);
     sq_pool_close(&b.all);
     sq_pool_close(&b.pool);
