@@ -15,6 +15,7 @@
 
 static const double ENOUGH_MACS = 1e7; /* some milliseconds */
 static const char program[] = "bench_attention";
+static const char *const kv_names[] = {"f32", "f16", "q8"}; /* by sq_kv_type */
 
 typedef struct options {
     uint32_t n_kv, head_dim, heads, rounds, threads; /* n_kv, head_dim: 0 for the usual ones */
@@ -39,36 +40,45 @@ typedef struct rates {
 
 /* ---- One attention ----------------------------------------------------------------------- */
 
+static void store_row(const sq_kernels *kernels, sq_kv_type type, const float *row, uint32_t n, void *to)
+{
+    switch (type) {
+    case SQ_KV_F32:
+        memcpy(to, row, n * sizeof *row);
+        break;
+    case SQ_KV_F16:
+        kernels->to_f16(row, to, n);
+        break;
+    case SQ_KV_Q8:
+        kernels->to_q8(row, to, n);
+        break;
+    }
+}
+
 /* A head's keys and values lie together, as in a session's cache; queries of all heads share a row. */
 static sq_heads take_heads(const bench *b, const shape *s)
 {
     const uint32_t heads = b->o->heads;
-    const size_t head = (size_t)s->n_kv * s->head_dim, ld = (size_t)heads * s->head_dim;
-    const size_t element = s->kv == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float);
+    const size_t ld = (size_t)heads * s->head_dim, units = sq_kv_units(s->kv, s->head_dim);
+    const size_t row_bytes = units * sq_kv_unit_bytes(s->kv), head_bytes = s->n_kv * row_bytes;
     float *const q = bench_take(s->n_q * ld * sizeof *q), *const out = bench_take(s->n_q * ld * sizeof *out);
-    float *const kv = bench_take(head * sizeof *kv);
-    uint8_t *const k = bench_take(heads * head * element), *const v = bench_take(heads * head * element);
+    float *const row = bench_take(s->head_dim * sizeof *row);
+    uint8_t *const k = bench_take(heads * head_bytes), *const v = bench_take(heads * head_bytes);
     bench_fill_floats(q, s->n_q * ld);
-    bench_fill_floats(kv, head);
-    for (uint32_t h = 0; h < heads; h++) {
-        void *const key = k + h * head * element, *const value = v + h * head * element;
-        if (s->kv == SQ_KV_F16) {
-            b->kernels->to_f16(kv, key, head);
-            b->kernels->to_f16(kv, value, head);
-        } else {
-            memcpy(key, kv, head * sizeof *kv);
-            memcpy(value, kv, head * sizeof *kv);
-        }
+    bench_fill_floats(row, s->head_dim);
+    for (size_t i = 0; i < (size_t)heads * s->n_kv; i++) {
+        store_row(b->kernels, s->kv, row, s->head_dim, k + i * row_bytes);
+        store_row(b->kernels, s->kv, row, s->head_dim, v + i * row_bytes);
     }
-    free(kv);
+    free(row);
     return (sq_heads){.n_heads = heads,
                       .n_kv_heads = heads,
-                      .kv_head_bytes = head * element,
+                      .kv_head_bytes = head_bytes,
                       .attn = {.q = q,
                                .ldq = ld,
                                .k = k,
                                .v = v,
-                               .ldkv = s->head_dim,
+                               .ldkv = units,
                                .kv_type = s->kv,
                                .n_q = s->n_q,
                                .n_kv = s->n_kv,
@@ -133,7 +143,7 @@ static void run_shape(const bench *b, const shape *s)
 {
     const rates r = measure(b, s);
     const bench_cell cells[] = {
-        {.text = s->kv == SQ_KV_F16 ? "f16" : "f32"},
+        {.text = kv_names[s->kv]},
         {.text = b->kernels->isa},
         {.number = s->n_q},
         {.number = s->n_kv},
@@ -157,7 +167,7 @@ static void run_table(const bench *b)
     const options *const o = b->o;
     for (size_t d = 0; d < (o->head_dim ? 1 : SQ_COUNT(dims)); d++) {
         for (size_t i = 0; i < (o->n_kv ? 1 : SQ_COUNT(lengths)); i++) {
-            for (int type = SQ_KV_F32; type <= SQ_KV_F16; type++) {
+            for (int type = SQ_KV_F32; type <= SQ_KV_Q8; type++) {
                 shape s = {.n_kv = o->n_kv ? o->n_kv : lengths[i],
                            .head_dim = o->head_dim ? o->head_dim : dims[d],
                            .kv = (sq_kv_type)type};

@@ -7,10 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-static size_t kv_element(const squint_session *s)
-{
-    return s->limits.kv == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float);
-}
 static uint32_t q_width(const sq_decoder *net) { return net->n_heads * net->head_dim; }
 static uint32_t kv_width(const sq_decoder *net) { return net->n_kv_heads * net->head_dim; }
 static uint32_t qkv_width(const sq_decoder *net) { return q_width(net) + 2 * kv_width(net); }
@@ -29,8 +25,8 @@ static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *st
     state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
     for (uint32_t l = 0; l < net->n_layers; l++) {
         const uint32_t capacity = kv_capacity(&s->limits, &net->layers[l]);
-        uint8_t *const k = sq_take(arena, capacity, kv_width(net) * kv_element(s));
-        uint8_t *const v = sq_take(arena, capacity, kv_width(net) * kv_element(s));
+        uint8_t *const k = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
+        uint8_t *const v = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .capacity = capacity};
     }
 }
@@ -85,11 +81,18 @@ typedef struct kv_job {
 
 static void store_head(const squint_session *s, const float *src, uint8_t *heads, size_t entry, uint32_t head_dim)
 {
-    uint8_t *const dst = heads + entry * head_dim * kv_element(s);
-    if (s->limits.kv == SQ_KV_F16)
-        s->model->kernels->to_f16(src, (uint16_t *)(void *)dst, head_dim);
-    else
+    void *const dst = heads + entry * sq_llava_kv_bytes(s);
+    switch (s->limits.kv) {
+    case SQ_KV_F32:
         memcpy(dst, src, head_dim * sizeof(float));
+        break;
+    case SQ_KV_F16:
+        s->model->kernels->to_f16(src, dst, head_dim);
+        break;
+    case SQ_KV_Q8:
+        s->model->kernels->to_q8(src, dst, head_dim);
+        break;
+    }
 }
 
 static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
@@ -121,7 +124,7 @@ static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
                  .ldq = qkv_width(net),
                  .k = kv->k,
                  .v = kv->v,
-                 .ldkv = net->head_dim,
+                 .ldkv = sq_kv_units(p->s->limits.kv, net->head_dim),
                  .kv_type = p->s->limits.kv,
                  .n_q = m,
                  .n_kv = kv->n + m,
@@ -133,7 +136,7 @@ static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
                  .ldo = q_width(net)},
         .n_heads = net->n_heads,
         .n_kv_heads = net->n_kv_heads,
-        .kv_head_bytes = (size_t)kv->capacity * net->head_dim * kv_element(p->s),
+        .kv_head_bytes = kv->capacity * sq_llava_kv_bytes(p->s),
     };
     sq_attend(&p->s->compute, &heads);
 }

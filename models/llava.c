@@ -386,14 +386,19 @@ static squint_err rewind_to(squint_session *s, uint32_t n_past, squint_msg *msg)
     return SQUINT_OK;
 }
 
+size_t sq_llava_kv_bytes(const squint_session *s)
+{
+    const sq_kv_type type = s->limits.kv;
+    return sq_kv_units(type, sq_llava_of(s)->decoder.head_dim) * sq_kv_unit_bytes(type);
+}
+
 static size_t kv_bytes(const squint_session *s)
 {
     const sq_decoder *const net = &sq_llava_of(s)->decoder;
-    const size_t element = s->limits.kv == SQ_KV_F16 ? 2 : 4;
     size_t entries = 0;
     for (uint32_t l = 0; l < net->n_layers; l++)
         entries += sq_llava_state_of(s)->kv[l].n;
-    return entries * 2 * net->n_kv_heads * net->head_dim * element;
+    return entries * 2 * net->n_kv_heads * sq_llava_kv_bytes(s);
 }
 
 const sq_family sq_family_llava = {

@@ -156,6 +156,8 @@ void sq_llava_describe(squint_model *m);
 
 static inline const sq_llava *sq_llava_of(const squint_session *s) { return s->model->net; }
 static inline sq_llava_state *sq_llava_state_of(const squint_session *s) { return s->state; }
+/** Bytes of one head's key, or value, of one token in this session's caches. */
+size_t sq_llava_kv_bytes(const squint_session *s);
 
 static inline void sq_trace(const squint_session *s, sq_trace_what what, int layer, const void *data, uint32_t rows,
                             uint32_t cols)

@@ -137,6 +137,8 @@ struct squint_session {
 /** A session with limits of one's own; squint_session_open() derives them from the options. */
 squint_err sq_session_open_limits(squint_session **out, const squint_model *model,
                                   const squint_session_options *options, const sq_limits *limits, squint_msg *msg);
+/** What a session of this model keeps keys and values in when `asked` for. */
+sq_kv_type sq_kv_of(const squint_model *m, squint_kv asked);
 /** Forgets the sequence. */
 void sq_session_reset(squint_session *s);
 /** Pixels to vision tokens: s->pixels must be filled. */

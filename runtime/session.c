@@ -31,7 +31,7 @@ static squint_err check_options(const squint_session_options *in, squint_session
     if (out->max_prompt > LARGEST_MAX_PROMPT)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "max_prompt: %u is not from 0 to %d", out->max_prompt,
                        LARGEST_MAX_PROMPT);
-    if (out->kv < SQUINT_KV_AUTO || out->kv > SQUINT_KV_F32)
+    if (out->kv < SQUINT_KV_AUTO || out->kv > SQUINT_KV_Q8)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "kv: %d is not a kind of KV cache", (int)out->kv);
     if (!out->threads) out->threads = min_u32(sq_cpu_count(), MAX_THREADS);
     if (!out->max_tokens) out->max_tokens = DEFAULT_MAX_TOKENS;
@@ -39,17 +39,31 @@ static squint_err check_options(const squint_session_options *in, squint_session
     return SQUINT_OK;
 }
 
+sq_kv_type sq_kv_of(const squint_model *m, squint_kv asked)
+{
+    switch (asked) {
+    case SQUINT_KV_AUTO:
+        return m->float_decoder ? SQ_KV_F32 : SQ_KV_F16;
+    case SQUINT_KV_F16:
+        return SQ_KV_F16;
+    case SQUINT_KV_F32:
+        return SQ_KV_F32;
+    case SQUINT_KV_Q8:
+        return SQ_KV_Q8;
+    }
+    return SQ_KV_F16; /* not reached: options are checked */
+}
+
 static sq_limits limits_of(const squint_model *m, const squint_session_options *o)
 {
     const size_t prompt = sq_prompt_max_ids(o->max_prompt) + m->n_vision;
     const uint32_t rows = (uint32_t)(prompt < m->n_ctx ? prompt : m->n_ctx);
-    const bool f32 = o->kv == SQUINT_KV_F32 || (o->kv == SQUINT_KV_AUTO && m->float_decoder);
     return (sq_limits){
         .max_rows = rows,
         .max_tokens = min_u32(rows + o->max_tokens, m->n_ctx),
         .max_logits = 1,
         .max_vision = m->n_vision,
-        .kv = f32 ? SQ_KV_F32 : SQ_KV_F16,
+        .kv = sq_kv_of(m, o->kv),
     };
 }
 

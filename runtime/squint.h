@@ -94,6 +94,7 @@ typedef enum squint_kv {
     SQUINT_KV_AUTO = 0, /* F16, or F32 when the decoder's weights are F32 */
     SQUINT_KV_F16,
     SQUINT_KV_F32,
+    SQUINT_KV_Q8, /* int8 with a binary16 scale for each 32: 17/32 of F16's bytes */
 } squint_kv;
 
 typedef struct squint_session_options {

@@ -18,8 +18,10 @@ enum { MOST_KEYS = 64 };
 static float element(const sq_attn *a, const void *x, uint32_t j, uint32_t d)
 {
     const size_t row = (size_t)j * a->ldkv;
+    if (a->kv_type == SQ_KV_F32) return ((const float *)x)[row + d];
     if (a->kv_type == SQ_KV_F16) return sq_f16_to_f32(((const uint16_t *)x)[row + d]);
-    return ((const float *)x)[row + d];
+    const sq_block_q8_0 *b = (const sq_block_q8_0 *)x + row + d / SQ_BLOCK;
+    return sq_f16_to_f32(b->d) * (float)b->q[d % SQ_BLOCK]; /* 11 bits by 7: exact */
 }
 
 static float score(const sq_attn *a, const float *q, uint32_t j)

@@ -60,14 +60,21 @@ SQ_INLINE float weight1(float below) { return below < SQ_ATTN_LEAST_SCORE ? 0.0f
 /* Row j of keys or values. */
 SQ_INLINE const void *kv_row(const sq_attn *a, const void *x, uint32_t j, sq_kv_type type)
 {
-    const size_t at = (size_t)j * a->ldkv;
-    return type == SQ_KV_F32 ? (const void *)((const float *)x + at) : (const void *)((const uint16_t *)x + at);
+    return (const uint8_t *)x + j * a->ldkv * sq_kv_unit_bytes(type);
+}
+
+/* Elements d .. d + 15 of a row of blocks, d a multiple of 16. */
+SQ_INLINE v16 load_q8(const sq_block_q8_0 *row, uint32_t d)
+{
+    const sq_block_q8_0 *b = row + d / SQ_BLOCK;
+    return v_mul(v_all_f16(b->d), v_load_i8(b->q + d % SQ_BLOCK));
 }
 
 /* Elements d .. d + 15 of a row, of which n exist; the others are 0. */
 SQ_INLINE v16 load_kv(const void *row, uint32_t d, uint32_t n, sq_kv_type type)
 {
     if (type == SQ_KV_F32) return v_load_first((const float *)row + d, n);
+    if (type == SQ_KV_Q8) return load_q8(row, d);
     const uint16_t *from = (const uint16_t *)row + d;
     if (n >= 16) return v_load_f16(from);
     uint16_t half[16] = {0};
@@ -115,6 +122,10 @@ static void fill(block *b)
     case SQ_KV_F16:
         fill_keys(b, SQ_KV_F16);
         fill_values(b, SQ_KV_F16);
+        break;
+    case SQ_KV_Q8:
+        fill_keys(b, SQ_KV_Q8);
+        fill_values(b, SQ_KV_Q8);
         break;
     }
 }
@@ -378,6 +389,9 @@ static void few_queries(const sq_attn *a)
             break;
         case SQ_KV_F16:
             one_query(a, i, SQ_KV_F16);
+            break;
+        case SQ_KV_Q8:
+            one_query(a, i, SQ_KV_Q8);
             break;
         }
     }

@@ -60,6 +60,13 @@ static inline float sq_sum32(const float s[32])
     return sq_sum16(half);
 }
 
+/* The scale of a block of a Q8 cache whose largest magnitude is `most`, as binary16. */
+static inline uint16_t sq_q8_scale(float most)
+{
+    const float d = most / 127.0f;
+    return sq_f32_to_f16(d < 65504.0f ? d : 65504.0f);
+}
+
 /* A key whose score is this far below the largest gets no weight: next to a weight of 1 it cannot change a float, but
  * from 87 on it would be a denormal number, which costs a CPU some 100 cycles a multiply-add. */
 #define SQ_ATTN_LEAST_SCORE (-60.0f)
@@ -90,6 +97,7 @@ sq_attn_fn sq_attention_c;
 sq_dot_fn sq_dot_c;
 sq_scale_fn sq_scale_c;
 sq_to_f16_fn sq_to_f16_c;
+sq_to_q8_fn sq_to_q8_c;
 sq_rope_fn sq_rope_c;
 sq_select_fn sq_select_c;
 
@@ -103,6 +111,7 @@ sq_attn_fn sq_attention_avx2;
 sq_dot_fn sq_dot_avx2;
 sq_scale_fn sq_scale_avx2;
 sq_to_f16_fn sq_to_f16_avx2;
+sq_to_q8_fn sq_to_q8_avx2;
 sq_rope_fn sq_rope_avx2;
 
 /* ---- AVX2 with VNNI ---------------------------------------------------------------------- */
@@ -116,6 +125,7 @@ enum { SQ_MR_AVX512 = 12 };
 sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
 sq_rows_pack_fn sq_rows_pack_avx512;
 sq_row_fn sq_row_avx512;
+sq_to_q8_fn sq_to_q8_avx512;
 sq_attn_fn sq_attention_avx512;
 
 /* ---- NEON; the sets differ in their matrix products alone -------------------------------- */
@@ -128,6 +138,7 @@ sq_attn_fn sq_attention_neon;
 sq_dot_fn sq_dot_neon;
 sq_scale_fn sq_scale_neon;
 sq_to_f16_fn sq_to_f16_neon;
+sq_to_q8_fn sq_to_q8_neon;
 sq_rope_fn sq_rope_neon;
 
 #endif

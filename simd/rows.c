@@ -111,6 +111,17 @@ static void quantise_row(const float *y, sq_acts *out, uint32_t tile, uint32_t r
         q[(size_t)(i / 4) * mr * 4 + i % 4] = 0;
 }
 
+void sq_to_q8_c(const float *src, sq_block_q8_0 *dst, size_t n)
+{
+    for (size_t i = 0; i < n; i += SQ_BLOCK, dst++) {
+        const uint32_t here = n - i < SQ_BLOCK ? (uint32_t)(n - i) : SQ_BLOCK;
+        dst->d = sq_q8_scale(largest_magnitude(src + i, here));
+        const float d = sq_f16_to_f32(dst->d), inv = d > 0.0f ? 1.0f / d : 0.0f;
+        for (uint32_t j = 0; j < SQ_BLOCK; j++)
+            dst->q[j] = j < here ? quantise(src[i + j] * inv) : 0;
+    }
+}
+
 static void clear_row(sq_acts *out, uint32_t tile, uint32_t r)
 {
     const uint32_t k_pad = sq_acts_k_pad(out), n_groups = sq_acts_groups(out), mr = out->mr;

@@ -147,6 +147,18 @@ static void quantise_row(const float *y, sq_acts *out, uint32_t tile, uint32_t r
     }
 }
 
+static void to_q8(const float *src, sq_block_q8_0 *dst, size_t n)
+{
+    for (size_t i = 0; i < n; i += SQ_BLOCK, dst++) {
+        const uint32_t here = n - i < SQ_BLOCK ? (uint32_t)(n - i) : SQ_BLOCK;
+        dst->d = sq_q8_scale(largest_magnitude(src + i, here));
+        const float d = sq_f16_to_f32(dst->d);
+        const v16 inv = v_all(d > 0.0f ? 1.0f / d : 0.0f);
+        v_store_i8(dst->q, quantise16(src + i, here, inv));
+        v_store_i8(dst->q + 16, quantise16(src + i + (here > 16 ? 16 : 0), (int64_t)here - 16, inv));
+    }
+}
+
 static void rows_pack(const sq_rows_in *in, sq_acts *out, uint32_t tile0, uint32_t n_tiles, float *scratch)
 {
     sq_rows_pack_with(in, out, tile0, n_tiles, scratch, one_row, quantise_row);

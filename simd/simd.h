@@ -99,7 +99,18 @@ typedef void sq_gemm_fn(const sq_panels *w, uint32_t panel0, uint32_t n_panels, 
 
 /* ---- Attention --------------------------------------------------------------------------- */
 
-typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
+/* What keys and values are kept in. Q8: blocks of 32 elements; a row's last one is filled up with zeros. */
+typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1, SQ_KV_Q8 = 2 } sq_kv_type;
+
+/* Units (floats, halves, blocks) of a row, and bytes of a unit. */
+static inline uint32_t sq_kv_units(sq_kv_type type, uint32_t head_dim)
+{
+    return type == SQ_KV_Q8 ? (head_dim + SQ_BLOCK - 1) / SQ_BLOCK : head_dim;
+}
+static inline size_t sq_kv_unit_bytes(sq_kv_type type)
+{
+    return type == SQ_KV_Q8 ? sizeof(sq_block_q8_0) : type == SQ_KV_F16 ? sizeof(uint16_t) : sizeof(float);
+}
 
 /*
  * One query head over one KV head. Query row i (i < n_q) attends keys [0, first_kv + i] when
@@ -113,7 +124,7 @@ typedef enum sq_kv_type { SQ_KV_F32 = 0, SQ_KV_F16 = 1 } sq_kv_type;
 typedef struct sq_attn {
     const float *q; /* [n_q][ldq], head_dim used */
     size_t ldq;
-    const void *k, *v; /* [n_kv][ldkv] of kv_type */
+    const void *k, *v; /* [n_kv][ldkv] units of kv_type */
     size_t ldkv;
     sq_kv_type kv_type;
     uint32_t n_q, n_kv, head_dim; /* head_dim <= 256 */
@@ -134,6 +145,9 @@ typedef float sq_dot_fn(const float *x, const float *y, size_t n);
 typedef void sq_scale_fn(float *x, float s, size_t n);
 /* dst[i] = (binary16) src[i] */
 typedef void sq_to_f16_fn(const float *src, uint16_t *dst, size_t n);
+/* ceil(n / 32) blocks, elements past n zero: d = max|src| / 127 in binary16, at most 65504; q = src / d, nearest, ties
+ * to even, within [-127, 127]. Unlike llama.cpp's Q8_0 of weights, elements are divided by d as it is stored. */
+typedef void sq_to_q8_fn(const float *src, sq_block_q8_0 *dst, size_t n);
 
 /**
  * The k largest of z[0..n), lower index first on ties (-0 equals 0), as indices in rising order; k <= n.
@@ -159,6 +173,7 @@ typedef struct sq_kernels {
     sq_dot_fn *dot;
     sq_scale_fn *scale;
     sq_to_f16_fn *to_f16;
+    sq_to_q8_fn *to_q8;
     sq_rope_fn *rope;
     sq_select_fn *select;
 } sq_kernels;

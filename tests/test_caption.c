@@ -481,7 +481,7 @@ static void test_session_options(void **state)
     } wrong[] = {{{.threads = 257}, "threads"},
                  {{.max_tokens = 65537}, "max_tokens"},
                  {{.max_prompt = 1048577}, "max_prompt"},
-                 {{.kv = (squint_kv)3}, "kv"}};
+                 {{.kv = (squint_kv)4}, "kv"}};
     squint_model *m = caption_model();
     squint_session *s;
     squint_msg msg;

@@ -130,7 +130,7 @@ static void misuse_is_told_in_a_line(void **state)
         {{"caption", "--temp", "nan", "x.jpg"}, "--temp: \"nan\" is not a number from 0 to 10"},
         {{"caption", "--temp", "0x1p3", "x.jpg"}, "--temp"},
         {{"caption", "--top-p", "1.5", "x.jpg"}, "--top-p: \"1.5\" is not a number from 0 to 1"},
-        {{"caption", "--kv", "f8", "x.jpg"}, "--kv: \"f8\" is none of: auto, f16, f32"},
+        {{"caption", "--kv", "f8", "x.jpg"}, "--kv: \"f8\" is none of: auto, f16, f32, q8"},
         {{"caption", "--isa", "mmx", "x.jpg"}, "\"mmx\""},
         {{"info", "a", "b"}, "one model"},
         {{"quantize", "a", "b"}, "--type"},

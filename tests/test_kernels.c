@@ -671,33 +671,50 @@ static void no_rows_no_work(void **state)
 typedef struct attention {
     sq_attn a;
     float *q, *k, *v, *out; /* k and v as floats, exactly what the kernel reads */
-    uint16_t *k16, *v16;
+    size_t ld;              /* of k and v */
+    void *stored_k, *stored_v;
     size_t out_floats;
 } attention;
 
-static float *random_halves(size_t n, float size, uint16_t **half)
+static void store_row(sq_kv_type type, float *row, uint32_t hd, void *to)
 {
-    float *x = random_floats(n, size);
-    *half = guarded(n, sizeof **half);
-    for (size_t i = 0; i < n; i++) {
-        (*half)[i] = sq_f32_to_f16(x[i]);
-        x[i] = sq_f16_to_f32((*half)[i]);
+    sq_block_q8_0 *blocks = to;
+    uint16_t *half = to;
+    float back[SQ_BLOCK];
+    for (uint32_t d = 0; type == SQ_KV_F16 && d < hd; d++) {
+        half[d] = sq_f32_to_f16(row[d]);
+        row[d] = sq_f16_to_f32(half[d]);
     }
-    return x;
+    if (type == SQ_KV_Q8) plain_c->to_q8(row, blocks, hd);
+    for (uint32_t d = 0; type == SQ_KV_Q8 && d < hd; d++) {
+        sq_dequantise_q8_0(&blocks[d / SQ_BLOCK], back, 1);
+        row[d] = back[d % SQ_BLOCK];
+    }
+    if (type == SQ_KV_F32) memcpy(to, row, hd * sizeof *row);
+}
+
+/* Rows of x, rounded in place to what `type` keeps of them, as the kernel reads them. */
+static void *store_rows(const attention *t, float *x)
+{
+    const sq_attn *a = &t->a;
+    const size_t unit = sq_kv_unit_bytes(a->kv_type);
+    const size_t n = (a->n_kv - 1) * a->ldkv + sq_kv_units(a->kv_type, a->head_dim);
+    uint8_t *out = guarded_alloc(n * unit, unit);
+    for (uint32_t j = 0; j < a->n_kv; j++)
+        store_row(a->kv_type, x + j * t->ld, a->head_dim, out + j * a->ldkv * unit);
+    return out;
 }
 
 static attention random_attention(uint32_t n_q, uint32_t n_kv, uint32_t hd, sq_kv_type type, bool causal, float size)
 {
-    const uint32_t ldq = hd + below(3), ldkv = hd + below(3), ldo = hd + below(3);
-    attention t = {.out_floats = (n_q - 1) * ldo + hd};
+    const uint32_t ldq = hd + below(3), ldo = hd + below(3), ldkv = sq_kv_units(type, hd) + below(3);
+    attention t = {.out_floats = (n_q - 1) * ldo + hd, .ld = hd + below(3)};
     t.q = random_floats((n_q - 1) * ldq + hd, size);
-    t.k = random_halves((n_kv - 1) * ldkv + hd, size, &t.k16);
-    t.v = random_halves((n_kv - 1) * ldkv + hd, 1.0f, &t.v16);
+    t.k = random_floats((n_kv - 1) * t.ld + hd, size);
+    t.v = random_floats((n_kv - 1) * t.ld + hd, 1.0f);
     t.out = random_floats(t.out_floats, 1.0f);
     t.a = (sq_attn){.q = t.q,
                     .ldq = ldq,
-                    .k = t.k,
-                    .v = t.v,
                     .ldkv = ldkv,
                     .kv_type = type,
                     .n_q = n_q,
@@ -708,11 +725,19 @@ static attention random_attention(uint32_t n_q, uint32_t n_kv, uint32_t hd, sq_k
                     .scale = 1 / sqrtf((float)hd),
                     .out = t.out,
                     .ldo = ldo};
-    if (type == SQ_KV_F16) {
-        t.a.k = t.k16;
-        t.a.v = t.v16;
-    }
+    t.a.k = t.stored_k = store_rows(&t, t.k);
+    t.a.v = t.stored_v = store_rows(&t, t.v);
     return t;
+}
+
+/* Of attentions over floats. */
+static void set_key(attention *t, uint32_t j, uint32_t d, float x)
+{
+    t->k[j * t->ld + d] = ((float *)t->stored_k)[j * t->a.ldkv + d] = x;
+}
+static void set_value(attention *t, uint32_t j, uint32_t d, float x)
+{
+    t->v[j * t->ld + d] = ((float *)t->stored_v)[j * t->a.ldkv + d] = x;
 }
 
 static void attention_free(attention *t)
@@ -720,8 +745,8 @@ static void attention_free(attention *t)
     guarded_free(t->q);
     guarded_free(t->k);
     guarded_free(t->v);
-    guarded_free(t->k16);
-    guarded_free(t->v16);
+    guarded_free(t->stored_k);
+    guarded_free(t->stored_v);
     guarded_free(t->out);
 }
 
@@ -741,7 +766,7 @@ static void check_query(const attention *t, uint32_t i)
         double size = 0;
         s[j] = 0;
         for (uint32_t d = 0; d < a->head_dim; d++) {
-            const double term = (double)q[d] * t->k[j * a->ldkv + d];
+            const double term = (double)q[d] * t->k[j * t->ld + d];
             s[j] += term * a->scale;
             size += fabs(term) * a->scale;
         }
@@ -756,7 +781,7 @@ static void check_query(const attention *t, uint32_t i)
     for (uint32_t d = 0; d < a->head_dim; d++) {
         double want = 0, size = 0;
         for (uint32_t j = 0; j < n; j++) {
-            const double term = s[j] / sum * t->v[j * a->ldkv + d];
+            const double term = s[j] / sum * t->v[j * t->ld + d];
             want += term;
             size += fabs(term);
         }
@@ -783,6 +808,8 @@ static void check_attention(attention *t)
     attention_free(t);
 }
 
+static const sq_kv_type kv_types[] = {SQ_KV_F32, SQ_KV_F16, SQ_KV_Q8};
+
 static void attention_of_every_shape(void **state)
 {
     (void)state;
@@ -790,10 +817,9 @@ static void attention_of_every_shape(void **state)
     const uint32_t n_qs[] = {1, 2, 3, 4, 5, 6, 7, 11, 13, 64, 97, 100}, n_kvs[] = {1, 3, 15, 16, 17, 63, 64, 65, 130};
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
         for (size_t i = 0; i < sizeof n_qs / sizeof *n_qs; i++) {
-            for (int variant = 0; variant < 4; variant++) {
+            for (int variant = 0; variant < 6; variant++) {
                 const uint32_t n_kv = n_kvs[below(sizeof n_kvs / sizeof *n_kvs)];
-                const sq_kv_type type = variant & 1 ? SQ_KV_F16 : SQ_KV_F32;
-                attention t = random_attention(n_qs[i], n_kv, dims[d], type, variant & 2, 2.0f);
+                attention t = random_attention(n_qs[i], n_kv, dims[d], kv_types[variant % 3], variant & 1, 2.0f);
                 check_attention(&t);
             }
         }
@@ -804,9 +830,9 @@ static void attention_of_every_length(void **state)
 {
     (void)state;
     for (uint32_t n_kv = 1; n_kv <= 140; n_kv += 1 + n_kv / 20) {
-        for (int variant = 0; variant < 8; variant++) {
-            const sq_kv_type type = variant & 1 ? SQ_KV_F16 : SQ_KV_F32;
-            attention t = random_attention(variant & 4 ? 1 : 9, n_kv, 16, type, variant & 2, 2.0f);
+        for (int variant = 0; variant < 12; variant++) {
+            const sq_kv_type type = kv_types[variant % 3];
+            attention t = random_attention(variant & 4 ? 1 : 9, n_kv, 16, type, variant & 1, 2.0f);
             check_attention(&t);
         }
     }
@@ -824,7 +850,7 @@ static void attention_moves_its_maximum(void **state)
         }
         for (uint32_t j = 0; j < 200; j++) {
             for (uint32_t d = 0; d < 32; d++)
-                t.k[j * t.a.ldkv + d] = 0.05f * (float)j;
+                set_key(&t, j, d, 0.05f * (float)j);
         }
         check_attention(&t);
     }
@@ -841,10 +867,10 @@ static void weights_follow_exp(void **state)
         attention t = random_attention(n_q, 2, 8, SQ_KV_F32, false, 1.0f);
         t.a.scale = 1.0f;
         for (uint32_t d = 0; d < 8; d++) {
-            t.k[d] = d ? 0.0f : 1.0f;
-            t.k[t.a.ldkv + d] = 0.0f;
-            t.v[d] = 1.0f;
-            t.v[t.a.ldkv + d] = 0.0f;
+            set_key(&t, 0, d, d ? 0.0f : 1.0f);
+            set_key(&t, 1, d, 0.0f);
+            set_value(&t, 0, d, 1.0f);
+            set_value(&t, 1, d, 0.0f);
         }
         for (float x = 0.0f; x > -60.0f; x -= 0.00731f) {
             for (uint32_t q = 0; q < n_q; q++) {
@@ -871,8 +897,8 @@ static void far_scores_have_no_weight(void **state)
                 for (uint32_t j = 0; j < 65; j++) {
                     const bool is_odd = j == odd[i];
                     for (uint32_t d = 0; d < 8; d++) {
-                        t.k[j * t.a.ldkv + d] = is_odd ? 95.0f * (float)sign : 0.0f;
-                        t.v[j * t.a.ldkv + d] = is_odd == (sign > 0) ? 0.0f : 1e30f;
+                        set_key(&t, j, d, is_odd ? 95.0f * (float)sign : 0.0f);
+                        set_value(&t, j, d, is_odd == (sign > 0) ? 0.0f : 1e30f);
                     }
                 }
                 for (uint32_t q = 0; q < n_q; q++) {
@@ -904,7 +930,9 @@ static void attention_survives_any_number(void **state)
     for (int i = 0; i < 4; i++) {
         for (uint32_t n_q = 1; n_q <= 7; n_q += 6) {
             attention t = random_attention(n_q, 70, 16, SQ_KV_F32, true, 1.0f);
-            t.q[3] = t.k[5] = t.v[7] = bad[i];
+            t.q[3] = bad[i];
+            set_key(&t, 0, 5, bad[i]);
+            set_value(&t, 0, 7, bad[i]);
             kernels->attention(&t.a);
             attention_free(&t);
         }
@@ -965,6 +993,41 @@ static void halves_round_as_in_quant(void **state)
         }
         guarded_free(x);
         guarded_free(h);
+    }
+}
+
+/* Blocks of a Q8 cache: equal to plain C's, which keep each number within half a step of d, d itself being rounded to
+ * binary16, and fill up with zeros. */
+static void caches_of_bytes(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= 100; n++) {
+        const uint32_t blocks = sq_kv_units(SQ_KV_Q8, n);
+        float *x = random_floats(n, n % 3 ? 3.0f : 0.01f), back[SQ_BLOCK];
+        sq_block_q8_0 *got = guarded_alloc(blocks * sizeof *got, 2), *want = guarded_alloc(blocks * sizeof *want, 2);
+        x[below(n)] *= 100.0f;
+        kernels->to_q8(x, got, n);
+        plain_c->to_q8(x, want, n);
+        assert_memory_equal(got, want, blocks * sizeof *got);
+        for (uint32_t i = 0; i < blocks * SQ_BLOCK; i++) {
+            const sq_block_q8_0 *b = &got[i / SQ_BLOCK];
+            sq_dequantise_q8_0(b, back, 1);
+            /* A largest magnitude of 127 d (1 + 2^-11) is clamped to 127 d. */
+            const double step = sq_f16_to_f32(b->d), v = i < n ? x[i] : 0;
+            assert_near(back[i % SQ_BLOCK], v, i < n ? step * 0.5001 + fabs(v) * 0x1p-11 : 0);
+        }
+        guarded_free(x);
+        guarded_free(got);
+        guarded_free(want);
+    }
+    const float bad[] = {NAN, INFINITY, -INFINITY, FLT_MAX, 1e-30f, 0.0f};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        float x[SQ_BLOCK] = {1.0f, bad[i]};
+        sq_block_q8_0 got, want;
+        kernels->to_q8(x, &got, SQ_BLOCK);
+        plain_c->to_q8(x, &want, SQ_BLOCK);
+        assert_memory_equal(&got, &want, sizeof got);
+        assert_true(isfinite(sq_f16_to_f32(got.d)));
     }
 }
 
@@ -1160,6 +1223,7 @@ int main(void)
         cmocka_unit_test(dot_products),
         cmocka_unit_test(scaled_vectors),
         cmocka_unit_test(halves_round_as_in_quant),
+        cmocka_unit_test(caches_of_bytes),
         cmocka_unit_test(rotations),
         cmocka_unit_test(selection_equals_a_sort),
         cmocka_unit_test(selection_finds_nan),

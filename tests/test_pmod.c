@@ -695,13 +695,12 @@ static void test_threads_give_the_same_bits(void **state)
     fixture_free(f);
 }
 
-/* Keys and values in binary16 move logits by no more than their rounding, 2^-11 of values about 1, and choose the
- * same tokens while the gap at the cut (0.003) is wider. */
-static void test_f16_cache(void **state)
+/* Logits of the P1 case with a cache of `kv`, whose rounding may move them by `bound`, and its bytes: 12 + 8 + 12 + 8
+ * entries of two heads of keys and of values. */
+static void check_cache(sq_kv_type kv, double bound, size_t head_bytes)
 {
-    (void)state;
     sq_limits limits = roomy;
-    limits.kv = SQ_KV_F16;
+    limits.kv = kv;
     fixture *f = p1_fixture();
     squint_model *m = fixture_model(f, NULL);
     squint_session *s;
@@ -709,15 +708,28 @@ static void test_f16_cache(void **state)
     fixture_values(s->vision, 24 * D, 2000, 0, 1);
     forward(s, p1_ids, P1_N, 1);
     static const double last[] = {0.52874, 0.77091, 1.25986, 0.49135};
-    assert_all_near(s->logits, last, 4, 3e-3, "F16 cache");
+    assert_all_near(s->logits, last, 4, bound, "cache");
     squint_session *f32 = open_session(m, 1);
     forward(f32, p1_ids, P1_N, 1);
     assert_memory_not_equal(s->logits, f32->logits, 4 * sizeof(float));
     squint_session_close(&f32);
-    assert_int_equal(sq_session_kv_bytes(s), (12 + 8 + 12 + 8) * 2 * 2 * 4 * 2);
+    assert_int_equal(sq_session_kv_bytes(s), (12 + 8 + 12 + 8) * 2 * 2 * head_bytes);
     squint_session_close(&s);
     squint_model_close(&m);
     fixture_free(f);
+}
+
+/* Binary16 rounds values of about 1 by 2^-11, int8 in blocks by 2^-8: eight times as much. */
+static void test_f16_cache(void **state)
+{
+    (void)state;
+    check_cache(SQ_KV_F16, 3e-3, 4 * 2);
+}
+
+static void test_q8_cache(void **state)
+{
+    (void)state;
+    check_cache(SQ_KV_Q8, 8 * 3e-3, sizeof(sq_block_q8_0));
 }
 
 /* 576 vision and 64 text tokens under the released schedule: no layer's cache has room for more than it can hold. */
@@ -1041,6 +1053,7 @@ int main(void)
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_threads_give_the_same_bits),
         cmocka_unit_test(test_f16_cache),
+        cmocka_unit_test(test_q8_cache),
         cmocka_unit_test(test_cache_capacity),
         cmocka_unit_test(test_exact_capacity),
         cmocka_unit_test(test_macs),

@@ -297,7 +297,8 @@ static void test_cache_of_a_kind(void **state)
         sq_kv_type of_int4, of_f32;
     } cases[] = {{SQUINT_KV_AUTO, SQ_KV_F16, SQ_KV_F32},
                  {SQUINT_KV_F16, SQ_KV_F16, SQ_KV_F16},
-                 {SQUINT_KV_F32, SQ_KV_F32, SQ_KV_F32}};
+                 {SQUINT_KV_F32, SQ_KV_F32, SQ_KV_F32},
+                 {SQUINT_KV_Q8, SQ_KV_Q8, SQ_KV_Q8}};
     fixture *f[] = {int4_fixture(), quantised_fixture()};
     for (int i = 0; i < 2; i++) {
         squint_model *m = fixture_model(f[i], NULL);

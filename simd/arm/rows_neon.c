@@ -12,3 +12,5 @@ void sq_rows_pack_neon(const sq_rows_in *in, sq_acts *out, uint32_t tile0, uint3
 {
     rows_pack(in, out, tile0, n_tiles, scratch);
 }
+
+void sq_to_q8_neon(const float *src, sq_block_q8_0 *dst, size_t n) { to_q8(src, dst, n); }

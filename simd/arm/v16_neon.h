@@ -67,6 +67,12 @@ SQ_INLINE v16 v_load_f16(const uint16_t *p)
     return (v16){widen(vld1_u16(p)), widen(vld1_u16(p + 4)), widen(vld1_u16(p + 8)), widen(vld1_u16(p + 12))};
 }
 
+SQ_INLINE v16 v_all_f16(uint16_t h)
+{
+    const float32x4_t v = widen(vdup_n_u16(h));
+    return (v16){v, v, v, v};
+}
+
 SQ_INLINE v16 v_load_i8(const int8_t *p)
 {
     const int8x16_t v = vld1q_s8(p);
@@ -153,11 +159,17 @@ SQ_INLINE v16i v_to_i(v16 v)
 }
 SQ_INLINE int32_t v_sum_i(v16i v) { return vaddvq_s32(vaddq_s32(vaddq_s32(v.a, v.b), vaddq_s32(v.c, v.d))); }
 
-SQ_INLINE void store_words4(v16i v, int8_t *q, size_t step)
+SQ_INLINE int8x16_t narrow(v16i v)
 {
     const int16x8_t low = vcombine_s16(vmovn_s32(v.a), vmovn_s32(v.b));
     const int16x8_t high = vcombine_s16(vmovn_s32(v.c), vmovn_s32(v.d));
-    const uint32x4_t words = vreinterpretq_u32_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+    return vcombine_s8(vmovn_s16(low), vmovn_s16(high));
+}
+SQ_INLINE void v_store_i8(int8_t *p, v16i v) { vst1q_s8(p, narrow(v)); }
+
+SQ_INLINE void store_words4(v16i v, int8_t *q, size_t step)
+{
+    const uint32x4_t words = vreinterpretq_u32_s8(narrow(v));
     vst1q_lane_u32((uint32_t *)(void *)q, words, 0);
     vst1q_lane_u32((uint32_t *)(void *)(q + step), words, 1);
     vst1q_lane_u32((uint32_t *)(void *)(q + 2 * step), words, 2);

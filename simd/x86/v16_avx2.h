@@ -57,6 +57,13 @@ SQ_INLINE v16 v_load_f16(const uint16_t *p)
                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
 }
 
+/* One binary16 in all lanes. */
+SQ_INLINE v16 v_all_f16(uint16_t h)
+{
+    const __m256 v = _mm256_cvtph_ps(_mm_set1_epi16((short)h));
+    return V16(v, v);
+}
+
 SQ_INLINE v16 v_load_i8(const int8_t *p)
 {
     const __m128i v = _mm_loadu_si128((const __m128i *)p);
@@ -145,6 +152,14 @@ SQ_INLINE int32_t v_sum_i(v16i v)
     const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+/* Integers of [-128, 127] as bytes. */
+SQ_INLINE void v_store_i8(int8_t *p, v16i v)
+{
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.lo, v.hi), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)p, bytes);
 }
 
 /* 32 integers of [-128, 127] as 8 words of 4 bytes, `step` bytes apart. */

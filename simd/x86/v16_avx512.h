@@ -28,6 +28,7 @@ SQ_INLINE void v_store_first(float *p, int64_t n, v16 v)
         _mm512_mask_storeu_ps(p, v_mask(n), v);
 }
 SQ_INLINE v16 v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+SQ_INLINE v16 v_all_f16(uint16_t h) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)h)); }
 SQ_INLINE v16 v_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -68,6 +69,7 @@ SQ_INLINE v16i v_add_i(v16i a, v16i b) { return _mm512_add_epi32(a, b); }
 SQ_INLINE v16i v_to_i(v16 v) { return _mm512_cvtps_epi32(v); }
 SQ_INLINE int32_t v_sum_i(v16i v) { return _mm512_reduce_add_epi32(v); }
 
+SQ_INLINE void v_store_i8(int8_t *p, v16i v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
 SQ_INLINE void v_store_words(v16i a, v16i b, int8_t *q, size_t step)
 {
     uint32_t words[8];

@@ -237,17 +237,16 @@ static squint_err bench_type(made_bench *b, const bench_options *o, unsigned typ
                                .group = made_types[type].group,
                                .layer_is_mod = b->is_mod,
                                .layer_ratio = b->ratio};
-    const sq_limits limits = {.max_rows = rows,
-                              .max_tokens = max_tokens,
-                              .max_logits = 1,
-                              .max_vision = b->n_vision,
-                              .kv = o->session.kv == SQUINT_KV_F32 ? SQ_KV_F32 : SQ_KV_F16};
+    sq_limits limits = {.max_rows = rows, .max_tokens = max_tokens, .max_logits = 1, .max_vision = b->n_vision};
     const squint_model_options model_options = {.isa = o->isa};
     squint_model *model = NULL;
     squint_session *session = NULL;
     cli_bar("making weights", 0);
     squint_err err = sq_synthetic_open(&model, &made, &model_options, msg);
-    if (!err) err = sq_session_open_limits(&session, model, &o->session, &limits, msg);
+    if (!err) {
+        limits.kv = sq_kv_of(model, o->session.kv);
+        err = sq_session_open_limits(&session, model, &o->session, &limits, msg);
+    }
     if (!err) err = time_made(b, o, session, &b->times[type], msg);
     if (!err) {
         b->isa = squint_model_isa(model);

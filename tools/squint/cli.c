@@ -16,7 +16,7 @@
 
 enum { MAX_OPTIONS = 32, LONG_ONLY = 256, HELP_COLUMN = 22, LINE_CAP = 16 << 20 };
 
-const char *const cli_kv_words[] = {"auto", "f16", "f32", NULL};
+const char *const cli_kv_words[] = {"auto", "f16", "f32", "q8", NULL};
 
 static const char default_model[] = "squint-caption-pmod-q4.gguf";
 

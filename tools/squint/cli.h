@@ -108,7 +108,7 @@ bool cli_real(const char *text, double min, double max, double *out);
         "kernels to use: scalar, avx2, avxvnni, avx512, neon, dotprod, i8mm (default: $SQUINT_ISA, else the best here)")
 #define CLI_ROW_KV(kv)                                                                                                 \
     CLI_ROW_CHOICE(0, "kv", kv, cli_kv_words, "TYPE",                                                                  \
-                   "keys and values as f16 or f32 (default: auto, f32 for models of f32 weights)")
+                   "keys and values as f16, q8 or f32 (default: auto, f32 for models of f32 weights, else f16)")
 
 extern const char *const cli_kv_words[]; /* indexed by squint_kv */
 

@@ -129,13 +129,12 @@ static squint_err open_session(eval_job *job, const squint_session_options *opti
     if (total > m->n_ctx)
         return sq_fail(msg, SQUINT_ERR_LIMIT, "%s: %u tokens of prompt and %zu of caption; the model's context is %u",
                        job->model_path, job->n_prompt, after, m->n_ctx);
-    const bool f32 = options->kv == SQUINT_KV_F32 || (options->kv == SQUINT_KV_AUTO && m->float_decoder);
     const uint32_t rows = job->n_prompt + (uint32_t)job->longest;
     const sq_limits limits = {.max_rows = rows,
                               .max_tokens = (uint32_t)total,
                               .max_logits = job->dump ? rows : (uint32_t)job->longest + 1,
                               .max_vision = m->n_vision,
-                              .kv = f32 ? SQ_KV_F32 : SQ_KV_F16};
+                              .kv = sq_kv_of(m, options->kv)};
     job->ids = cli_alloc(rows, sizeof *job->ids);
     job->first = cli_alloc(m->n_vocab, sizeof *job->first);
     job->raw = cli_alloc((size_t)job->max_tokens + 1, sq_tokenizer_max_piece(m->tokenizer));
