@@ -14,8 +14,10 @@
 
 enum {
     MAX_MATS = 4,
-    F32_ROWS = 256, /* a float tile: rows x output channels, small enough for L2 */
-    F32_COLS = 64,
+    F32_ROWS = 320, /* a chunk of a float product: rows x output channels; OpenBLAS copies both for each call */
+    F32_COLS = 256,
+    TILE_ROWS = 256, /* and what of it waits in the worker's scratch to be scattered: small enough for L2 */
+    TILE_COLS = 64,
     ATTEND_ROWS = 96, /* query rows of one attention chunk, at most */
     ATTEND_TILE = 12, /* and what they are a multiple of: the kernels' tiles */
 };
@@ -35,7 +37,7 @@ void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_
     c->acts.scale = sq_take(arena, rows, groups * sizeof(float));
     c->acts.sum = sq_take(arena, rows, groups * sizeof(int32_t));
     c->rows_f32 = any_f32 ? sq_take(arena, max_m, max_k * sizeof(float)) : NULL;
-    c->scratch_floats = max_size(max_k, any_f32 ? F32_ROWS * F32_COLS : 0);
+    c->scratch_floats = max_size(max_k, any_f32 ? TILE_ROWS * TILE_COLS : 0);
     c->scratch_floats = (c->scratch_floats + 15) / 16 * 16; /* workers never share a cache line */
     c->scratch = sq_take(arena, n_threads, c->scratch_floats * sizeof(float));
 }
@@ -126,45 +128,90 @@ static void row_chunk(void *ctx, unsigned chunk, unsigned worker)
     p->c->kernels->row(p->in, source_row(p->in, chunk), p->c->rows_f32 + (size_t)chunk * k);
 }
 
-/* y[m][F32_COLS] = x W^T for n rows of W. */
-static void multiply_f32(const sq_kernels *kernels, const float *x, const float *w, uint32_t m, uint32_t n, uint32_t k,
-                         float *y)
+/* A part of one product: m rows from row0, n output channels from col0. */
+typedef struct f32_part {
+    const product *p;
+    const sq_mat *w;
+    const sq_gemm_out *out;
+    uint32_t row0, m, col0, n;
+} f32_part;
+
+/* y[m][ldy] = x W^T, or += */
+static void multiply_f32(const f32_part *t, float *y, size_t ldy, bool add)
 {
+    const uint32_t k = t->w->k;
+    const float *const x = t->p->x + (size_t)t->row0 * k, *const w = t->w->f32 + (size_t)t->col0 * k;
 #if SQ_HAVE_OPENBLAS
-    (void)kernels;
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1.0f, x, (int)k, w, (int)k, 0.0f, y,
-                F32_COLS);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)t->m, (int)t->n, (int)k, 1.0f, x, (int)k, w, (int)k,
+                add ? 1.0f : 0.0f, y, (int)ldy);
 #else
-    for (uint32_t i = 0; i < m; i++)
-        for (uint32_t j = 0; j < n; j++)
-            y[(size_t)i * F32_COLS + j] = kernels->dot(x + (size_t)i * k, w + (size_t)j * k, k);
+    for (uint32_t i = 0; i < t->m; i++)
+        for (uint32_t j = 0; j < t->n; j++) {
+            const float v = t->p->c->kernels->dot(x + (size_t)i * k, w + (size_t)j * k, k);
+            y[i * ldy + j] = add ? y[i * ldy + j] + v : v;
+        }
 #endif
 }
 
-static void store_f32(const sq_gemm_out *out, const float *y, uint32_t row0, uint32_t m, uint32_t col0, uint32_t n)
+/* The product is added to what lies in c: the residual, the bias or both. */
+static void multiply_in_place(const f32_part *t)
 {
-    for (uint32_t i = 0; i < m; i++, y += F32_COLS) {
-        const uint32_t row = out->rows ? out->rows[row0 + i] : row0 + i;
-        const float weight = out->row_weight ? out->row_weight[row0 + i] : 1.0f;
-        float *const c = out->c + row * out->ldc + col0;
-        for (uint32_t j = 0; j < n; j++) {
-            const float t = weight * (y[j] + (out->bias ? out->bias[col0 + j] : 0.0f));
-            c[j] = out->add ? c[j] + t : t;
+    const sq_gemm_out *const out = t->out;
+    float *const c = out->c + t->row0 * out->ldc + t->col0;
+    for (uint32_t i = 0; out->bias && i < t->m; i++) {
+        float *const row = c + i * out->ldc;
+        for (uint32_t j = 0; j < t->n; j++)
+            row[j] = (out->add ? row[j] : 0.0f) + out->bias[t->col0 + j];
+    }
+    multiply_f32(t, c, out->ldc, out->add || out->bias);
+}
+
+static void store_f32(const f32_part *t, const float *y)
+{
+    const sq_gemm_out *const out = t->out;
+    for (uint32_t i = t->row0; i < t->row0 + t->m; i++, y += TILE_COLS) {
+        const uint32_t row = out->rows ? out->rows[i] : i;
+        const float weight = out->row_weight ? out->row_weight[i] : 1.0f;
+        float *const c = out->c + row * out->ldc + t->col0;
+        for (uint32_t j = 0; j < t->n; j++) {
+            const float v = weight * (y[j] + (out->bias ? out->bias[t->col0 + j] : 0.0f));
+            c[j] = out->add ? c[j] + v : v;
         }
     }
 }
+
+static void multiply_and_scatter(const f32_part *t, float *scratch)
+{
+    for (uint32_t i = 0; i < t->m; i += TILE_ROWS)
+        for (uint32_t j = 0; j < t->n; j += TILE_COLS) {
+            f32_part tile = *t;
+            tile.row0 += i;
+            tile.col0 += j;
+            tile.m = min_u32(TILE_ROWS, t->m - i);
+            tile.n = min_u32(TILE_COLS, t->n - j);
+            multiply_f32(&tile, scratch, TILE_COLS, false);
+            store_f32(&tile, scratch);
+        }
+}
+
+/* Output channels of a chunk: a small matrix is shared out too. */
+static uint32_t f32_cols(const sq_mat *w) { return w->n >= 4 * F32_COLS ? F32_COLS : TILE_COLS; }
 
 static void f32_chunk(void *ctx, unsigned chunk_index, unsigned worker)
 {
     const product *const p = ctx;
     uint32_t chunk = chunk_index;
     const unsigned i = mat_of_chunk(p, &chunk);
-    const uint32_t tiles = p->per_chunk, k = p->in->k;
-    const uint32_t row0 = chunk % tiles * F32_ROWS, col0 = chunk / tiles * F32_COLS;
-    const uint32_t m = min_u32(F32_ROWS, p->m - row0), n = min_u32(F32_COLS, p->w[i]->n - col0);
-    float *const y = worker_scratch(p->c, worker);
-    multiply_f32(p->c->kernels, p->x + (size_t)row0 * k, p->w[i]->f32 + (size_t)col0 * k, m, n, k, y);
-    store_f32(p->out[i], y, row0, m, col0, n);
+    const uint32_t cols = f32_cols(p->w[i]);
+    f32_part t = {.p = p, .w = p->w[i], .out = p->out[i]};
+    t.row0 = chunk % p->per_chunk * F32_ROWS;
+    t.col0 = chunk / p->per_chunk * cols;
+    t.m = min_u32(F32_ROWS, p->m - t.row0);
+    t.n = min_u32(cols, t.w->n - t.col0);
+    if (t.out->rows || t.out->row_weight)
+        multiply_and_scatter(&t, worker_scratch(p->c, worker));
+    else
+        multiply_in_place(&t);
 }
 
 static void run_f32(product *p)
@@ -179,7 +226,7 @@ static void run_f32(product *p)
     p->per_chunk = ceil_div(p->m, F32_ROWS);
     uint32_t chunks = 0;
     for (unsigned i = 0; i < p->n_mats; i++)
-        p->end_chunk[i] = chunks += p->per_chunk * ceil_div(p->w[i]->n, F32_COLS);
+        p->end_chunk[i] = chunks += p->per_chunk * ceil_div(p->w[i]->n, f32_cols(p->w[i]));
     sq_pool_run(p->c->pool, chunks, f32_chunk, p);
 }
 

@@ -398,6 +398,84 @@ static void test_tower(void **state)
     }
 }
 
+/* ---- products in float ---- */
+
+enum { FM = 323, FN = 1050, FK = 24, FLD = FN + 3 }; /* past a chunk of rows and of output channels, and past a tile */
+
+typedef struct f32_case {
+    bool bias, rows, weight, add;
+    uint32_t n;
+} f32_case;
+
+static float *random_floats(size_t n, uint32_t id)
+{
+    float *const p = malloc(n * sizeof *p);
+    assert_non_null(p);
+    fixture_values(p, n, id, 0, 1);
+    return p;
+}
+
+static void check_f32(sq_compute *compute, const f32_case *f)
+{
+    float *const x = random_floats(FM * FK, 1), *const w = random_floats(FN * FK, 2),
+                 *const bias = random_floats(FN, 3);
+    float *const weight = random_floats(FM, 4), *const c = random_floats(2 * FM * FLD, 5);
+    float *const before = random_floats(2 * FM * FLD, 5);
+    uint32_t rows[FM];
+    for (uint32_t i = 0; i < FM; i++)
+        rows[i] = 2 * i;
+    const sq_mat mat = {.n = f->n, .k = FK, .f32 = w}, *const mats[] = {&mat};
+    const sq_rows_in in = {.x = x, .ldx = FK, .k = FK, .op = SQ_ROW_COPY};
+    const sq_gemm_out out = {.c = c,
+                             .ldc = FLD,
+                             .bias = f->bias ? bias : NULL,
+                             .rows = f->rows ? rows : NULL,
+                             .row_weight = f->weight ? weight : NULL,
+                             .add = f->add};
+    sq_project(compute, &in, FM, mats, &out, 1);
+    for (size_t i = 0; i < FM; i++)
+        for (size_t j = 0; j < f->n; j++) {
+            const size_t at = (f->rows ? rows[i] : i) * FLD + j;
+            double v = f->bias ? (double)bias[j] : 0;
+            for (size_t l = 0; l < FK; l++)
+                v += (double)x[i * FK + l] * w[j * FK + l];
+            v = (f->add ? (double)before[at] : 0) + v * (f->weight ? (double)weight[i] : 1);
+            /* 26 terms below 1 whose sum stays below 16: half a unit of 8 each. */
+            if (!(fabs(c[at] - v) <= 26 * 0x1p-21)) fail_msg("row %zu, channel %zu: %g, not %g", i, j, c[at], v);
+            c[at] = before[at];
+        }
+    assert_memory_equal(c, before, 2 * FM * FLD * sizeof *c); /* and nothing else was written */
+    free(x);
+    free(w);
+    free(bias);
+    free(weight);
+    free(c);
+    free(before);
+}
+
+static void test_f32_products(void **state)
+{
+    (void)state;
+    static const f32_case cases[] = {
+        {false, false, false, false, FN}, {true, false, false, false, FN}, {false, false, false, true, FN},
+        {true, false, false, true, FN},   {true, true, false, true, FN},   {true, false, true, false, FN},
+        {true, true, true, true, FN},     {true, false, false, true, 70},  {true, true, true, true, 70},
+    };
+    const squint_allocator alloc = sq_allocator_or_default(NULL);
+    for (unsigned threads = 1; threads <= 2; threads++) {
+        sq_compute compute = {.kernels = sq_kernels_get(NULL)};
+        sq_arena arena = {0};
+        assert_int_equal(sq_pool_open(&compute.pool, threads, &alloc, NULL), SQUINT_OK);
+        sq_compute_plan(&compute, &arena, threads, FM, FK, SQ_ACT_GROUP, true);
+        arena = (sq_arena){.base = guarded_alloc(arena.used, 64), .size = arena.used};
+        sq_compute_plan(&compute, &arena, threads, FM, FK, SQ_ACT_GROUP, true);
+        for (size_t i = 0; i < SQ_COUNT(cases); i++)
+            check_f32(&compute, &cases[i]);
+        sq_pool_close(&compute.pool);
+        guarded_free(arena.base);
+    }
+}
+
 /* ---- a tower of random weights, quantised, next to its own floats ---- */
 
 /* What a tower in int8 must keep: the cosine of each token to the float one's. An activation's 0.7 % (see above), a
@@ -519,6 +597,7 @@ int main(void)
         cmocka_unit_test(test_wrong_tensors),
         cmocka_unit_test(test_tower),
         cmocka_unit_test(test_tower_next_to_float),
+        cmocka_unit_test(test_f32_products),
         cmocka_unit_test(test_quantised_convolution),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
