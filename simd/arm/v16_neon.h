@@ -124,15 +124,25 @@ SQ_INLINE v16 v_first(v16 v, int64_t n, v16 w)
 }
 
 SQ_INLINE float v_sum(v16 v) { return sum8(vaddq_f32(v.a, v.c), vaddq_f32(v.b, v.d)); }
+/* One instruction each; GCC makes several of vcombine(). */
+SQ_INLINE float32x4_t low_halves(float32x4_t a, float32x4_t b)
+{
+    return vreinterpretq_f32_f64(vtrn1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
+}
+SQ_INLINE float32x4_t high_halves(float32x4_t a, float32x4_t b)
+{
+    return vreinterpretq_f32_f64(vtrn2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
+}
+
 /* Rows of a 4 by 4 matrix become its columns. */
 SQ_INLINE void transpose4(float32x4_t *r0, float32x4_t *r1, float32x4_t *r2, float32x4_t *r3)
 {
     const float32x4_t t0 = vtrn1q_f32(*r0, *r1), t1 = vtrn2q_f32(*r0, *r1);
     const float32x4_t t2 = vtrn1q_f32(*r2, *r3), t3 = vtrn2q_f32(*r2, *r3);
-    *r0 = vcombine_f32(vget_low_f32(t0), vget_low_f32(t2));
-    *r1 = vcombine_f32(vget_low_f32(t1), vget_low_f32(t3));
-    *r2 = vcombine_f32(vget_high_f32(t0), vget_high_f32(t2));
-    *r3 = vcombine_f32(vget_high_f32(t1), vget_high_f32(t3));
+    *r0 = low_halves(t0, t2);
+    *r1 = low_halves(t1, t3);
+    *r2 = high_halves(t0, t2);
+    *r3 = high_halves(t1, t3);
 }
 
 SQ_INLINE float32x4_t fold4(v16 v) { return vaddq_f32(vaddq_f32(v.a, v.c), vaddq_f32(v.b, v.d)); }
