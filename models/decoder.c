@@ -11,6 +11,9 @@ static uint32_t q_width(const sq_decoder *net) { return net->n_heads * net->head
 static uint32_t kv_width(const sq_decoder *net) { return net->n_kv_heads * net->head_dim; }
 static uint32_t qkv_width(const sq_decoder *net) { return q_width(net) + 2 * kv_width(net); }
 
+/* A row of the MLP's inner values; traces put a row of the residual stream there. */
+static size_t mlp_width(const sq_decoder *net) { return (size_t)net->f * 2 > net->d ? (size_t)net->f * 2 : net->d; }
+
 /* ---- planning ---- */
 
 /* A routed layer never holds more vision tokens than its ratio lets through: its cache is planned for that. */
@@ -59,13 +62,14 @@ void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *s
     state->x = sq_take(arena, rows, net->d * sizeof(float));
     state->qkv = sq_take(arena, rows, qkv_width(net) * sizeof(float));
     state->attn = sq_take(arena, rows, q_width(net) * sizeof(float));
-    state->mlp = sq_take(arena, rows, (size_t)net->f * 2 * sizeof(float));
+    state->mlp = sq_take(arena, rows, mlp_width(net) * sizeof(float));
     state->targets = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->keys = sq_take(arena, limits->max_vision, sizeof(int32_t));
     state->chosen = sq_take(arena, limits->max_vision, sizeof(uint32_t));
-    state->skipped = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->scores = sq_take(arena, limits->max_vision, sizeof(float));
     state->weights = sq_take(arena, limits->max_vision, sizeof(float));
+    state->lag = sq_take(arena, limits->max_vision, sizeof(sq_lag));
+    state->listed = sq_take(arena, limits->max_vision, sizeof(uint32_t));
     state->kept = sq_take(arena, rows, sizeof(uint32_t));
     state->kept_weight = sq_take(arena, rows, sizeof(float));
 }
@@ -232,12 +236,15 @@ static uint32_t find_targets(const sq_pass *p, const uint32_t *ids)
     uint32_t n = 0;
     for (uint32_t i = 0; i < p->n; i++)
         if (ids[i] == SQ_IMAGE_TOKEN) p->state->targets[n++] = i;
+    for (uint32_t i = 0; i < n; i++)
+        p->state->lag[i] = (sq_lag){.factor = 1.0f};
     return n;
 }
 
 static void logits(const sq_pass *p, uint32_t n_logits)
 {
     const sq_decoder *const net = p->net;
+    sq_mod_settle(p, p->n - n_logits);
     const sq_rows_in in = {.x = p->state->x + (size_t)(p->n - n_logits) * net->d,
                            .ldx = net->d,
                            .k = net->d,
@@ -251,7 +258,21 @@ static void logits(const sq_pass *p, uint32_t n_logits)
 static void run_dense(const sq_pass *p, uint32_t layer)
 {
     p->s->kept[layer] += p->n_targets;
+    sq_mod_settle(p, 0);
     sq_decoder_layer_run(p, layer, &(sq_run){.m = p->n});
+}
+
+/* The sequence as if all rows were multiplied by their factors. To do that in place would change the last bits of the
+ * layers that follow: a pass must not depend on who is watching. */
+static void trace_layer(const sq_pass *p, uint32_t layer)
+{
+    const size_t d = p->net->d;
+    float *const rows = p->state->mlp; /* free between layers */
+    if (!sq_traces(p->s, SQ_TRACE_LAYER)) return;
+    memcpy(rows, p->state->x, p->n * d * sizeof *rows);
+    for (uint32_t i = 0; i < p->n_targets; i++)
+        p->s->model->kernels->scale(rows + p->state->targets[i] * d, p->state->lag[i].factor, d);
+    sq_trace(p->s, SQ_TRACE_LAYER, (int)layer, rows, p->n, p->net->d);
 }
 
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg)
@@ -271,7 +292,7 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
         } else {
             run_dense(&p, l);
         }
-        sq_trace(s, SQ_TRACE_LAYER, (int)l, p.state->x, n, net->d);
+        trace_layer(&p, l);
         if (stage == SQUINT_STAGE_PREFILL && sq_session_stopped(s, stage, l + 1, net->n_layers))
             return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     }

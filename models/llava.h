@@ -85,12 +85,19 @@ typedef struct sq_kv_layer {
     uint32_t n, capacity; /* entries, of this layer alone */
 } sq_kv_layer;
 
+/* A routable row, while layers skip it: see models/mod_layer.c. */
+typedef struct sq_lag {
+    float factor;        /* by which the row in memory is still to be multiplied */
+    float dots[SQ_DOTS]; /* of the row in memory and layer l's router, at l % SQ_DOTS */
+    uint32_t scored;     /* for the layers before this one dots is known */
+} sq_lag;
+
 typedef struct sq_llava_state {
     /* decoder */
     float *x;            /* [max_rows][d], the residual stream */
     float *qkv;          /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
     float *attn;         /* [max_rows][n_heads * head_dim] */
-    float *mlp;          /* [max_rows][2 f]: gate, then up */
+    float *mlp;          /* [max_rows][2 f]: gate, then up; room for [max_rows][d] */
     float *rope;         /* [max_tokens][head_dim]: cosines, then sines */
     sq_kv_layer *kv;     /* [n_layers] */
     uint32_t last_image; /* position after the last vision token: no rewinding before it */
@@ -98,8 +105,9 @@ typedef struct sq_llava_state {
     uint32_t *targets;       /* [max_vision] rows of routable tokens, rising */
     int32_t *keys;           /* [max_vision] scratch of the choice */
     uint32_t *chosen;        /* [max_vision] indices into targets, rising: vision tokens that the layer runs */
-    uint32_t *skipped;       /* [max_vision] and those that it does not */
     float *scores, *weights; /* [max_vision] */
+    sq_lag *lag;             /* [max_vision] */
+    uint32_t *listed;        /* [max_vision] indices into targets, of rows to visit */
     uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */
     float *kept_weight;      /* [max_rows] of their MLP branch */
     /* tower */
@@ -139,6 +147,9 @@ void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
 
 /* models/mod_layer.c */
 squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);
+/** Multiplies the rows from first_row on by the factors they lag behind: before anything but sq_mod_layer_run() reads
+ * them. */
+void sq_mod_settle(const sq_pass *p, uint32_t first_row);
 
 /* models/vit.c */
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
@@ -159,10 +170,15 @@ static inline sq_llava_state *sq_llava_state_of(const squint_session *s) { retur
 /** Bytes of one head's key, or value, of one token in this session's caches. */
 size_t sq_llava_kv_bytes(const squint_session *s);
 
+static inline bool sq_traces(const squint_session *s, sq_trace_what what)
+{
+    return s->trace && !(s->trace_mute >> what & 1);
+}
+
 static inline void sq_trace(const squint_session *s, sq_trace_what what, int layer, const void *data, uint32_t rows,
                             uint32_t cols)
 {
-    if (s->trace) s->trace(s->trace_user, what, layer, data, rows, cols);
+    if (sq_traces(s, what)) s->trace(s->trace_user, what, layer, data, rows, cols);
 }
 
 #endif

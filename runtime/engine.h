@@ -120,6 +120,7 @@ struct squint_session {
 
     sq_trace_fn *trace;
     void *trace_user;
+    uint32_t trace_mute; /* 1 << sq_trace_what: what the trace is not told */
     bool (*on_progress)(void *user, squint_stage stage, unsigned done, unsigned total);
     void *progress_user;
 

@@ -139,9 +139,14 @@ typedef void sq_attn_fn(const sq_attn *a);
 
 /* ---- Small vectors ----------------------------------------------------------------------- */
 
-/* sum x[i] * y[i]: the router's score, in float32 from the residual stream. */
+/* sum x[i] * y[i] */
 typedef float sq_dot_fn(const float *x, const float *y, size_t n);
-/* x[i] *= s: the reweighting of a skipped row. */
+/* out[i][j] = dot(x[i], y[j]) to the last bit, for n_x rows of n floats: the scores that the routers of several layers
+ * give a row of the residual stream, which is read once. */
+enum { SQ_DOTS = 4 };
+typedef void sq_dots_fn(const float *const *x, uint32_t n_x, const float *const y[SQ_DOTS], size_t n,
+                        float (*out)[SQ_DOTS]);
+/* x[i] *= s: the reweighting of skipped rows. */
 typedef void sq_scale_fn(float *x, float s, size_t n);
 /* dst[i] = (binary16) src[i] */
 typedef void sq_to_f16_fn(const float *src, uint16_t *dst, size_t n);
@@ -171,6 +176,7 @@ typedef struct sq_kernels {
     sq_row_fn *row;
     sq_attn_fn *attention;
     sq_dot_fn *dot;
+    sq_dots_fn *dots;
     sq_scale_fn *scale;
     sq_to_f16_fn *to_f16;
     sq_to_q8_fn *to_q8;

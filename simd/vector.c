@@ -15,6 +15,13 @@ float sq_dot_c(const float *x, const float *y, size_t n)
     return sq_sum8(sum);
 }
 
+void sq_dots_c(const float *const *x, uint32_t n_x, const float *const y[SQ_DOTS], size_t n, float (*out)[SQ_DOTS])
+{
+    for (uint32_t i = 0; i < n_x; i++)
+        for (int j = 0; j < SQ_DOTS; j++)
+            out[i][j] = sq_dot_c(x[i], y[j], n);
+}
+
 void sq_scale_c(float *x, float s, size_t n)
 {
     for (size_t i = 0; i < n; i++)

@@ -961,6 +961,32 @@ static void dot_products(void **state)
     }
 }
 
+/* Any number of rows against four vectors gives what dot gives; nothing but the answers is written. */
+static void dot_products_of_rows(void **state)
+{
+    (void)state;
+    enum { MOST = 5 };
+    for (size_t n = 0; n <= 67; n++) {
+        float *x[MOST], *y[SQ_DOTS];
+        for (int i = 0; i < MOST; i++)
+            x[i] = random_floats(n, 1.0f);
+        for (int j = 0; j < SQ_DOTS; j++)
+            y[j] = random_floats(n, 1.0f);
+        for (uint32_t n_x = 0; n_x <= MOST; n_x++) {
+            float(*out)[SQ_DOTS] = guarded(n_x, sizeof *out);
+            kernels->dots((const float *const *)x, n_x, (const float *const *)y, n, out);
+            for (uint32_t i = 0; i < n_x; i++)
+                for (int j = 0; j < SQ_DOTS; j++)
+                    assert_true(out[i][j] == plain_c->dot(x[i], y[j], n));
+            guarded_free(out);
+        }
+        for (int i = 0; i < MOST; i++)
+            guarded_free(x[i]);
+        for (int j = 0; j < SQ_DOTS; j++)
+            guarded_free(y[j]);
+    }
+}
+
 static void scaled_vectors(void **state)
 {
     (void)state;
@@ -1221,6 +1247,7 @@ int main(void)
         cmocka_unit_test(equal_scores_give_the_mean),
         cmocka_unit_test(attention_survives_any_number),
         cmocka_unit_test(dot_products),
+        cmocka_unit_test(dot_products_of_rows),
         cmocka_unit_test(scaled_vectors),
         cmocka_unit_test(halves_round_as_in_quant),
         cmocka_unit_test(caches_of_bytes),

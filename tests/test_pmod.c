@@ -464,6 +464,70 @@ static void test_skipped_is_scaled(void **state)
     fixture_free(f);
 }
 
+/* Rows wait for their factors through many layers, a dense one among them, and a trace shows them multiplied: who
+ * watches gets the same bits. What is muted is not told. */
+static void test_traces_change_nothing(void **state)
+{
+    (void)state;
+    enum { N_LAYERS = 12 };
+    bool is_mod[N_LAYERS];
+    float ratio[N_LAYERS], logits[3][P2_N * FIXTURE_VOCAB];
+    for (int l = 0; l < N_LAYERS; l++) {
+        is_mod[l] = l != 7;
+        ratio[l] = l == 7 ? 1 : 0.25f;
+    }
+    fixture *f = fixture_decoder(N_LAYERS);
+    fixture_routing(f, is_mod, ratio);
+    check_against_reference(f, p2_ids, P2_N);
+    squint_model *m = fixture_model(f, NULL);
+    for (int i = 0; i < 3; i++) {
+        squint_session *s = open_session(m, 1);
+        record *r = calloc(1, sizeof *r);
+        s->trace = i ? note : NULL;
+        s->trace_user = r;
+        s->trace_mute = i == 2 ? 1u << SQ_TRACE_LAYER : 0;
+        forward(s, p2_ids, P2_N, P2_N);
+        memcpy(logits[i], s->logits, sizeof logits[i]);
+        assert_true((r->layers[5].sum > 0) == (i == 1));
+        assert_int_equal(r->layers[5].n_kept, i ? P2_N - 20 + 5 : 0);
+        free(r);
+        squint_session_close(&s);
+    }
+    assert_memory_equal(logits[0], logits[1], sizeof logits[0]);
+    assert_memory_equal(logits[0], logits[2], sizeof logits[0]);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
+/* Logits of a row that layers skipped are those of the row times its weights. The norm before them hides a weight's
+ * size but not its sign: here all weights are below 0. */
+static void test_logits_of_skipped_rows(void **state)
+{
+    (void)state;
+    fixture *f = routed(3, 0.25f);
+    fixture_f32(f, "mod.norm.bias", -1);
+    squint_model *m = fixture_model(f, NULL);
+    squint_session *s = open_session(m, 1);
+    record *r = calloc(1, sizeof *r);
+    s->trace = note;
+    s->trace_user = r;
+    forward(s, p1_ids, P1_N, P1_N);
+    const float *const norm = fixture_floats(f, "output_norm.weight"), *const w = fixture_floats(f, "output.weight");
+    for (uint32_t i = 0; i < P1_N; i++) {
+        const float *const x = r->layers[2].x + (size_t)i * D;
+        double sum = 0, logit = 0;
+        for (uint32_t j = 0; j < D; j++) {
+            sum += (double)x[j] * x[j];
+            logit += (double)w[j] * norm[j] * x[j];
+        }
+        assert_near((double)logits_of(s, i)[0], logit / sqrt(sum / D + 1e-5), REFERENCE_BOUND, "the logit of a row");
+    }
+    free(r);
+    squint_session_close(&s);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
 /* Three vision tokens under the released schedule: 3, then 2, 1 and 0 of them run. */
 static void test_few_vision_tokens(void **state)
 {
@@ -1043,6 +1107,8 @@ int main(void)
         cmocka_unit_test(test_text_is_dense),
         cmocka_unit_test(test_ratio_one_is_weighted),
         cmocka_unit_test(test_skipped_is_scaled),
+        cmocka_unit_test(test_traces_change_nothing),
+        cmocka_unit_test(test_logits_of_skipped_rows),
         cmocka_unit_test(test_few_vision_tokens),
         cmocka_unit_test(test_norms_of_files),
         cmocka_unit_test(test_text_after_the_image),

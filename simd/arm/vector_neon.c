@@ -18,6 +18,52 @@ float sq_dot_neon(const float *x, const float *y, size_t n)
     return sum8(low, high);
 }
 
+typedef struct sums {
+    float32x4_t low, high;
+} sums;
+
+SQ_INLINE void add_products(sums *s, const float32x4_t x[2], const float32x4_t y[2])
+{
+    s->low = vaddq_f32(s->low, vmulq_f32(x[0], y[0]));
+    s->high = vaddq_f32(s->high, vmulq_f32(x[1], y[1]));
+}
+
+/* Two rows at once: each load of y serves both. */
+SQ_INLINE void dots_of_two(const float *const x[2], const float *const y[SQ_DOTS], size_t n, float *const out[2])
+{
+    sums sum[2][SQ_DOTS];
+    for (int j = 0; j < SQ_DOTS; j++)
+        sum[0][j].low = sum[0][j].high = sum[1][j].low = sum[1][j].high = vdupq_n_f32(0.0f);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const float32x4_t x0[2] = {vld1q_f32(x[0] + i), vld1q_f32(x[0] + i + 4)};
+        const float32x4_t x1[2] = {vld1q_f32(x[1] + i), vld1q_f32(x[1] + i + 4)};
+        SQ_UNROLL
+        for (int j = 0; j < SQ_DOTS; j++) {
+            const float32x4_t v[2] = {vld1q_f32(y[j] + i), vld1q_f32(y[j] + i + 4)};
+            add_products(&sum[0][j], x0, v);
+            add_products(&sum[1][j], x1, v);
+        }
+    }
+    const int64_t left = (int64_t)(n - i);
+    for (int r = 0; r < 2; r++) {
+        const float32x4_t rest[2] = {load_first(x[r] + i, left), load_first(x[r] + i + 4, left - 4)};
+        for (int j = 0; j < SQ_DOTS; j++) {
+            add_products(&sum[r][j], rest,
+                         (const float32x4_t[]){load_first(y[j] + i, left), load_first(y[j] + i + 4, left - 4)});
+            out[r][j] = sum8(sum[r][j].low, sum[r][j].high);
+        }
+    }
+}
+
+void sq_dots_neon(const float *const *x, uint32_t n_x, const float *const y[SQ_DOTS], size_t n, float (*out)[SQ_DOTS])
+{
+    for (uint32_t i = 0; i < n_x; i += 2) {
+        const uint32_t other = i + 1 < n_x ? i + 1 : i;
+        dots_of_two((const float *const[]){x[i], x[other]}, y, n, (float *const[]){out[i], out[other]});
+    }
+}
+
 void sq_scale_neon(float *x, float s, size_t n)
 {
     size_t i = 0;
