@@ -2,9 +2,10 @@
  * bench_gemm: speed of the matrix products, next to the peak of their own instructions and to oneDNN in the same run.
  * SPDX-License-Identifier: MIT
  *
- * Rounds of peak, oneDNN and product alternate, so that all see the same clock and the same neighbours on the core; the
- * best of each counts. Each table gets a process of its own, in which oneDNN is limited to the table's instructions. A
- * table that is too slow for a whole product computes only its first channels.
+ * Rounds of peaks, oneDNN and the products of all weight types alternate, so that all see the same clock and the same
+ * neighbours on the core; the best of each counts. With several threads all of ours is also run with one. Each table
+ * gets a process of its own, in which oneDNN is limited to the table's instructions. A table that is too slow for a
+ * whole product computes only its first channels.
  */
 #include "bench/common.h"
 #include "bench/onednn.h"
@@ -16,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SLOW_MS = 400 };
+enum { SLOW_MS = 400, MAX_TYPES = 4 };
 
 static const char program[] = "bench_gemm";
 
@@ -29,16 +30,16 @@ typedef struct options {
 typedef struct bench {
     const options *o;
     const sq_kernels *kernels;
-    sq_pool *pool;
-    bool onednn; /* its limit is in force */
+    const bench_peaks *peaks;
+    sq_pool *pool, *one; /* one: a single thread, NULL when pool is that */
+    bool onednn;         /* its limit is in force */
     onednn_server *server;
 } bench;
 
-/* 10^9 multiply-adds a second; 0: not known */
-typedef struct rates {
-    double ours, peak, onednn, onednn_best;
-    char onednn_name[64];
-} rates;
+/* 10^9 multiply-adds a second with the pool, and with one thread; 0: not known */
+typedef struct rate {
+    double all, one;
+} rate;
 
 /* ---- One product ------------------------------------------------------------------------- */
 
@@ -49,6 +50,8 @@ typedef struct product {
     float *x, *c, *scratch;
     const sq_kernels *kernels;
     uint32_t panels, per_chunk; /* how many are multiplied */
+    double macs;                /* in those panels */
+    rate ours;
 } product;
 
 static void take_buffers(product *p, uint32_t m)
@@ -92,48 +95,68 @@ static void product_chunk(void *ctx, unsigned chunk, unsigned worker)
     sq_kernels_gemm(p->kernels, &p->w)(&p->w, first, left < p->per_chunk ? left : p->per_chunk, &p->a, &out);
 }
 
-/* Milliseconds of the product with the first `panels` panels, in chunks as sq_project() makes them. */
-static double time_product(product *p, sq_pool *pool, uint32_t panels)
+/* The wall's clock where one thread and several are compared. */
+static double now_ms(const bench *b) { return bench_ms(b->one ? b->o->threads : 1); }
+
+static double time_product(const bench *b, product *p, sq_pool *pool)
 {
-    const unsigned threads = sq_pool_threads(pool);
-    p->panels = panels;
-    p->per_chunk = sq_panels_per_chunk(panels, threads);
-    const double start = bench_ms(threads);
-    sq_pool_run(pool, (panels + p->per_chunk - 1) / p->per_chunk, product_chunk, p);
-    return bench_ms(threads) - start;
+    p->per_chunk = sq_panels_per_chunk(p->panels, sq_pool_threads(pool));
+    const double start = now_ms(b);
+    sq_pool_run(pool, (p->panels + p->per_chunk - 1) / p->per_chunk, product_chunk, p);
+    return now_ms(b) - start;
 }
 
-static double time_onednn(onednn *o, unsigned threads)
+/* As many panels as a round has time for. */
+static void choose_panels(const bench *b, product *p)
 {
-    const double start = bench_ms(threads);
-    onednn_run(o);
-    return bench_ms(threads) - start;
+    const uint32_t all = (uint32_t)sq_panel_count(&p->w), channels = p->w.n;
+    p->panels = 1;
+    const double whole_ms = time_product(b, p, b->pool) * all;
+    p->panels = whole_ms > 4 * SLOW_MS ? (uint32_t)(1 + all * (SLOW_MS / whole_ms)) : all;
+    p->macs = (double)p->a.m * p->w.k * (p->panels == all ? channels : p->panels * SQ_PANEL_N);
 }
 
-static rates measure(const bench *b, const sq_panels *w, uint32_t m)
+/* ---- All types of a shape ---------------------------------------------------------------- */
+
+typedef struct comparison {
+    product p[MAX_TYPES];
+    unsigned n;
+    onednn_shape shape;
+    onednn *theirs;
+    rate peak_i8, peak_i4;
+    double onednn, onednn_best;
+} comparison;
+
+static void add_type(const bench *b, comparison *c, sq_panel_type type, uint32_t group)
 {
-    const uint32_t threads = b->o->threads, all = (uint32_t)sq_panel_count(w);
-    const onednn_shape shape = {m, w->n, w->k, threads};
-    const bench_peaks *const peaks = bench_peaks_of(b->kernels->isa);
-    const double macs = (double)m * w->n * w->k;
-    product p = {.w = *w, .kernels = b->kernels};
-    rates r = {0};
-    take_buffers(&p, m);
-    onednn *const theirs = b->onednn ? onednn_open(&shape) : NULL;
-    if (theirs) snprintf(r.onednn_name, sizeof r.onednn_name, "%s", onednn_name(theirs));
-    const double whole_ms = time_product(&p, b->pool, 1) * all;
-    const uint32_t panels = whole_ms > 4 * SLOW_MS ? (uint32_t)(1 + all * (SLOW_MS / whole_ms)) : all;
-    const double part = panels == all ? 1 : (double)panels * SQ_PANEL_N / w->n;
-    for (uint32_t i = 0; i < b->o->rounds; i++) {
-        bench_peak_round(&r.peak, w->type == SQ_PANEL_I4 ? peaks->i4 : peaks->i8, b->pool);
-        if (theirs) bench_keep_best(&r.onednn, macs, time_onednn(theirs, threads));
-        bench_keep_best(&r.ours, macs * part, time_product(&p, b->pool, panels));
-        const double best_ms = theirs ? onednn_server_time(b->server, &shape) : 0;
-        if (best_ms > 0) bench_keep_best(&r.onednn_best, macs, best_ms);
+    if (!bench_wants_type(b->o->type, type)) return;
+    product *const p = &c->p[c->n++];
+    *p = (product){.w = {.n = c->shape.n, .k = c->shape.k, .type = type, .group = group}, .kernels = b->kernels};
+    take_buffers(p, c->shape.m);
+    choose_panels(b, p);
+}
+
+static void peak_round(const bench *b, rate *peak, sq_peak_fn *loop)
+{
+    bench_peak_round(&peak->all, loop, b->pool);
+    if (b->one) bench_peak_round(&peak->one, loop, b->one);
+}
+
+static void round_of(const bench *b, comparison *c)
+{
+    peak_round(b, &c->peak_i8, b->peaks->i8);
+    peak_round(b, &c->peak_i4, b->peaks->i4);
+    for (unsigned i = 0; i < c->n; i++) {
+        product *const p = &c->p[i];
+        bench_keep_best(&p->ours.all, p->macs, time_product(b, p, b->pool));
+        if (b->one) bench_keep_best(&p->ours.one, p->macs, time_product(b, p, b->one));
     }
-    onednn_close(theirs);
-    free_buffers(&p);
-    return r;
+    if (!c->theirs) return;
+    const double start = now_ms(b), macs = (double)c->shape.m * c->shape.n * c->shape.k;
+    onednn_run(c->theirs);
+    bench_keep_best(&c->onednn, macs, now_ms(b) - start);
+    const double best_ms = onednn_server_time(b->server, &c->shape);
+    if (best_ms > 0) bench_keep_best(&c->onednn_best, macs, best_ms);
 }
 
 /* ---- Report ------------------------------------------------------------------------------ */
@@ -146,61 +169,77 @@ static const bench_column columns[] = {
     {"k", 6, 0},
     {"threads", 7, 0},
     {"gmacs", 9, 3},
+    {"of_int8", 7, 3},
     {"peak_gmacs", 10, 3},
     {"of_peak", 8, 3},
     {"onednn_gmacs", 12, 3},
     {"of_onednn", 9, 3},
     {"onednn_best_gmacs", 17, 3},
+    {"of_one", 7, 3},
+    {"peak_of_one", 11, 3},
     {"onednn_code", 0, BENCH_TEXT},
 };
 
-static void print(const bench *b, const sq_panels *w, uint32_t m, const rates *r)
+static void print(const bench *b, const comparison *c, const product *p)
 {
     char type[16];
+    const rate peak = p->w.type == SQ_PANEL_I4 ? c->peak_i4 : c->peak_i8;
+    const bool has_int8 = c->p[0].w.type == SQ_PANEL_I8;
     const bench_cell cells[] = {
-        {.text = bench_type_name(w, type)},
+        {.text = bench_type_name(&p->w, type)},
         {.text = b->kernels->isa},
-        {.number = m},
-        {.number = w->n},
-        {.number = w->k},
+        {.number = p->a.m},
+        {.number = p->w.n},
+        {.number = p->w.k},
         {.number = b->o->threads},
-        {.number = r->ours},
-        {.number = bench_known(r->peak)},
-        {.number = bench_ratio(r->ours, r->peak)},
-        {.number = bench_known(r->onednn)},
-        {.number = bench_ratio(r->ours, r->onednn)},
-        {.number = bench_known(r->onednn_best)},
-        {.text = *r->onednn_name ? r->onednn_name : NULL},
+        {.number = p->ours.all},
+        {.number = has_int8 ? bench_ratio(p->ours.all, c->p[0].ours.all) : bench_known(0)},
+        {.number = bench_known(peak.all)},
+        {.number = bench_ratio(p->ours.all, peak.all)},
+        {.number = bench_known(c->onednn)},
+        {.number = bench_ratio(p->ours.all, c->onednn)},
+        {.number = bench_known(c->onednn_best)},
+        {.number = bench_ratio(p->ours.all, p->ours.one)},
+        {.number = bench_ratio(peak.all, peak.one)},
+        {.text = c->theirs ? onednn_name(c->theirs) : NULL},
     };
     static_assert(SQ_COUNT(cells) == SQ_COUNT(columns), "a cell a column");
     bench_row(columns, cells, SQ_COUNT(columns), b->o->json);
 }
 
-/* ---- All products of a table ------------------------------------------------------------- */
-
 static void run_shape(const bench *b, uint32_t m, uint32_t n, uint32_t k)
 {
-    const options *const o = b->o;
-    for (int type = SQ_PANEL_I8; type <= SQ_PANEL_I4; type++) {
-        if (!bench_wants_type(o->type, (sq_panel_type)type)) continue;
-        const sq_panels w = {.n = n, .k = k, .type = (sq_panel_type)type, .group = type == SQ_PANEL_I4 ? o->group : 0};
-        const rates r = measure(b, &w, m);
-        print(b, &w, m, &r);
+    comparison c = {.shape = {m, n, k, b->o->threads}};
+    if (b->onednn) c.theirs = onednn_open(&c.shape);
+    add_type(b, &c, SQ_PANEL_I8, 0);
+    add_type(b, &c, SQ_PANEL_I8, SQ_BLOCK);
+    add_type(b, &c, SQ_PANEL_I4, b->o->group);
+    if (b->o->group != SQ_BLOCK) add_type(b, &c, SQ_PANEL_I4, SQ_BLOCK);
+    for (uint32_t i = 0; i < b->o->rounds; i++)
+        round_of(b, &c);
+    for (unsigned i = 0; i < c.n; i++) {
+        print(b, &c, &c.p[i]);
+        free_buffers(&c.p[i]);
     }
+    onednn_close(c.theirs);
 }
+
+/* ---- All products of a table ------------------------------------------------------------- */
 
 /* The decoder's shapes at the row counts of its dense and its routed layers. */
 static void run_table(const options *o, const char *isa)
 {
     static const uint32_t ms[] = {64, 350, 640}, nks[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}};
-    bench b = {.o = o, .kernels = sq_kernels_get(isa), .server = onednn_server_start()};
+    bench b = {.o = o, .kernels = sq_kernels_get(isa), .peaks = bench_peaks_of(isa), .server = onednn_server_start()};
     b.onednn = onednn_limit(isa);
     b.pool = bench_pool(o->threads);
+    b.one = o->threads > 1 ? bench_pool(1) : NULL;
     for (size_t s = 0; s < (o->n || o->k ? 1 : SQ_COUNT(nks)); s++) {
         for (size_t i = 0; i < (o->m ? 1 : SQ_COUNT(ms)); i++)
             run_shape(&b, o->m ? o->m : ms[i], o->n ? o->n : nks[s][0], o->k ? o->k : nks[s][1]);
     }
     sq_pool_close(&b.pool);
+    sq_pool_close(&b.one);
     onednn_server_stop(b.server);
 }
 
