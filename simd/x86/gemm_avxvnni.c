@@ -8,7 +8,7 @@
 #error "needs -mavxvnni: see simd_sets in simd/meson.build"
 #endif
 
-enum { MR = SQ_MR_AVXVNNI, LANES = 8 };
+enum { MR = SQ_MR_AVXVNNI, LANES = 8, ROWS_A_WORD = 1 };
 
 typedef __m256i ivec;
 typedef __m256 fvec;
@@ -22,6 +22,14 @@ SQ_INLINE fvec to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
 
 /* In place: GCC 12 would otherwise copy every sum to another register and back. */
 SQ_INLINE void dot(ivec *sum, ivec u, ivec a) { __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(*sum) : "x"(u), "x"(a)); }
+
+/* The same with four bytes in memory for all lanes. */
+SQ_INLINE void dot_memory(ivec *sum, ivec u, const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    dot(sum, u, all_i32(four));
+}
 
 SQ_INLINE fvec all_f32(float v) { return _mm256_set1_ps(v); }
 SQ_INLINE fvec load_f(const float *p) { return _mm256_load_ps(p); }

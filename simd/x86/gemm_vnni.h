@@ -16,8 +16,8 @@
  * A single row, as in decoding, is bound by reading the weights. A core that reads one or two places at a time gets
  * half to three quarters of the bandwidth, so WIDE vectors of as many panels go along together.
  *
- * Who includes this file has defined MR, LANES, the types ivec and fvec (LANES int32 and float), and the functions of
- * one vector that are used below.
+ * Who includes this file has defined MR, LANES, ROWS_A_WORD, the types ivec and fvec (LANES int32 and float), and the
+ * functions of one vector that are used below.
  */
 #include "simd/internal.h"
 
@@ -51,6 +51,12 @@ typedef struct columns {
     uint32_t channel[WIDE];
 } columns;
 
+/* A run of inputs of one tile. */
+typedef struct span {
+    uint32_t tile, k0, k1, group0; /* group0 begins at k0 */
+    const int32_t *start;          /* [groups][MR] what the integer sums begin at */
+} span;
+
 typedef float tile_sums[MR][VECS][LANES];
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -62,6 +68,18 @@ SQ_INLINE ivec word(const int8_t *q)
     int32_t four;
     memcpy(&four, q, sizeof four);
     return all_i32(four);
+}
+
+/* sum += u times the word of row r; of ROWS_A_WORD rows one has it in a register. */
+SQ_INLINE void dot_row(ivec sum[VECS], const ivec u[VECS], const int8_t *q, uint32_t r, uint32_t vecs)
+{
+    const ivec a = word(q);
+    for (uint32_t c = 0; c < vecs; c++) {
+        if (r % ROWS_A_WORD)
+            dot_memory(&sum[c], u[c], q);
+        else
+            dot(&sum[c], u[c], a);
+    }
 }
 
 /* sum += k inputs: one line is 4 of them. */
@@ -76,11 +94,8 @@ SQ_INLINE void lines_i8(const uint8_t *const *line, const int8_t *q, uint32_t k,
             if (rows <= 2) _mm_prefetch((const char *)w[c] + AHEAD, _MM_HINT_T0);
         }
         SQ_UNROLL
-        for (uint32_t r = 0; r < rows; r++) {
-            const ivec a = word(q + r * 4);
-            for (uint32_t c = 0; c < vecs; c++)
-                dot(&sum[r][c], u[c], a);
-        }
+        for (uint32_t r = 0; r < rows; r++)
+            dot_row(sum[r], u, q + r * 4, r, vecs);
     }
 }
 
@@ -96,19 +111,13 @@ SQ_INLINE void lines_i4(const uint8_t *const *line, const int8_t *q, uint32_t k,
             if (rows <= 2) _mm_prefetch((const char *)w[c] + AHEAD, _MM_HINT_T0);
         }
         SQ_UNROLL
-        for (uint32_t r = 0; r < rows; r++) {
-            const ivec a = word(q + r * 4);
-            for (uint32_t c = 0; c < vecs; c++)
-                dot(&sum[r][c], low[c], a);
-        }
+        for (uint32_t r = 0; r < rows; r++)
+            dot_row(sum[r], low, q + r * 4, r, vecs);
         for (uint32_t c = 0; c < vecs; c++)
             high[c] = low_nibbles(shift_right_4(load_i(w[c])));
         SQ_UNROLL
-        for (uint32_t r = 0; r < rows; r++) {
-            const ivec a = word(q + (MR + r) * 4);
-            for (uint32_t c = 0; c < vecs; c++)
-                dot(&sum[r][c], high[c], a);
-        }
+        for (uint32_t r = 0; r < rows; r++)
+            dot_row(sum[r], high, q + (MR + r) * 4, r, vecs);
     }
 }
 
@@ -120,7 +129,8 @@ SQ_INLINE void add_group(const job *j, const columns *at, const float *sa, uint3
     fvec sw[VECS] = {all_f32(1.0f), all_f32(1.0f)};
     for (uint32_t c = 0; c < vecs && grouped; c++)
         sw[c] = load_halves(at->scales[c] + (size_t)g * NR * sizeof(uint16_t));
-    __asm__ volatile("" : : : "memory"); /* or GCC keeps v in registers and the integer sums on the stack */
+    /* Or GCC keeps v in registers and the integer sums on the stack, and an address for each row. */
+    __asm__ volatile("" : "+r"(sa) : : "memory");
     SQ_UNROLL
     for (uint32_t r = 0; r < rows; r++) {
         const fvec scale = all_f32(sa[r]);
@@ -131,39 +141,41 @@ SQ_INLINE void add_group(const job *j, const columns *at, const float *sa, uint3
     }
 }
 
-/* v += inputs [k0, k1) of one tile; k0 begins a group, and at->line is where its weights are. */
-SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1,
-                          tile_sums v, uint32_t rows, uint32_t vecs)
+/* v += the inputs of a span; at->line is where their weights are. */
+SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, const span *in, tile_sums v, uint32_t rows,
+                          uint32_t vecs)
 {
     const uint32_t group = j->a->group, input_bytes = i4 ? NR / 2 : NR;
-    const int8_t *q = j->a->q + (size_t)tile * j->k_pad * MR;
-    for (uint32_t g = k0 / group, k = k0; k < k1; g++) {
-        const uint32_t n = min_u32(group, k1 - k);
-        const size_t row0 = ((size_t)tile * j->n_groups + g) * MR;
-        const size_t past = (size_t)(k - k0) * input_bytes;
-        const uint8_t *const line[VECS] = {at->line[0] + past, at->line[1] + past};
+    const int8_t *q = j->a->q + ((size_t)in->tile * j->k_pad + in->k0) * MR;
+    const float *sa = j->a->scale + ((size_t)in->tile * j->n_groups + in->group0) * MR;
+    const int32_t *start = in->start;
+    const uint8_t *line[VECS] = {at->line[0], at->line[1]};
+    for (uint32_t g = in->group0, k = in->k0; k < in->k1; g++, start += MR, sa += MR) {
+        const uint32_t n = min_u32(group, in->k1 - k);
         ivec sum[MR][VECS];
         SQ_UNROLL
         for (uint32_t r = 0; r < rows; r++)
-            sum[r][0] = sum[r][1] = all_i32(-j->zero * j->a->sum[row0 + r]);
+            sum[r][0] = sum[r][1] = all_i32(start[r]);
         if (i4)
-            lines_i4(line, q + (size_t)k * MR, n, sum, rows, vecs);
+            lines_i4(line, q, n, sum, rows, vecs);
         else
-            lines_i8(line, q + (size_t)k * MR, n, sum, rows, vecs);
-        add_group(j, at, j->a->scale + row0, g, sum, v, rows, vecs);
+            lines_i8(line, q, n, sum, rows, vecs);
+        add_group(j, at, sa, g, sum, v, rows, vecs);
         k += n;
+        q += (size_t)n * MR;
+        line[0] += (size_t)n * input_bytes;
+        line[1] += (size_t)n * input_bytes;
     }
 }
 
 /* ---- One function for each number of rows ------------------------------------------------ */
 
-typedef void tile_fn(const job *j, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1, tile_sums v);
+typedef void tile_fn(const job *j, const columns *at, const span *in, tile_sums v);
 
 #define TILE(type, is_i4, rows, vecs)                                                                                  \
-    static void type##_##rows##x##vecs(const job *j, const columns *at, uint32_t tile, uint32_t k0, uint32_t k1,       \
-                                       tile_sums v)                                                                    \
+    static void type##_##rows##x##vecs(const job *j, const columns *at, const span *in, tile_sums v)                   \
     {                                                                                                                  \
-        tile_chunk(j, is_i4, at, tile, k0, k1, v, rows, vecs);                                                         \
+        tile_chunk(j, is_i4, at, in, v, rows, vecs);                                                                   \
     }
 
 /* The kernels of one type: [vectors - 1][rows rounded up to even, halved]. A row too many is a row of zeros that
@@ -290,14 +302,22 @@ typedef void row_fn(const job *j, uint32_t p);
 
 /* ---- Blocks ------------------------------------------------------------------------------ */
 
-/* Fetches part i of n of the weights of inputs [k0, k1) into L2; past the panel nothing is lost. */
-static void fetch(const job *j, const columns *at, uint32_t vecs, uint32_t k0, uint32_t k1, uint32_t i, uint32_t n)
+/* Fetches lines of each panel into L2; past the panel nothing is lost. */
+static void fetch(const columns *at, uint32_t vecs, size_t past, uint32_t lines)
 {
-    const size_t input_bytes = j->weight_bytes / j->k_pad, lines = input_bytes * (k1 - k0) / LINE;
-    for (size_t l = lines * i / n; l < lines * (i + 1) / n; l++) {
-        for (uint32_t c = 0; c < vecs; c += NR / LANES)
-            _mm_prefetch((const char *)at->line[c] + input_bytes * k0 + l * LINE, _MM_HINT_T1);
+    for (uint32_t c = 0; c < vecs; c += NR / LANES) {
+        const char *line = (const char *)at->line[c] + past;
+        for (uint32_t l = 0; l < lines; l++, line += LINE)
+            _mm_prefetch(line, _MM_HINT_T1);
     }
+}
+
+/* What the integer sums of groups [g0, g0 + n) of a tile begin at. */
+static void begin_sums(const job *j, uint32_t tile, uint32_t g0, uint32_t n, int32_t *start)
+{
+    const int32_t *sum = j->a->sum + ((size_t)tile * j->n_groups + g0) * MR;
+    for (uint32_t i = 0; i < n * MR; i++)
+        start[i] = -j->zero * sum[i];
 }
 
 /* Weights of a chunk of int4 as lines of 4 inputs, one byte each. */
@@ -331,23 +351,29 @@ static void block_columns(const job *j, const method *how, uint32_t p, uint32_t 
 {
     float v[TILES][MR][VECS][LANES] __attribute__((aligned(64)));
     unpacked bytes __attribute__((aligned(64)));
+    int32_t start[TILES][MR * CHUNK / SQ_PANEL_K];
     const columns at = columns_of(j, p, n_panels);
     columns next = at;
     const uint32_t group = j->a->group, vecs = n_panels * NR / LANES;
+    const uint32_t chunk = group < CHUNK ? CHUNK / group * group : group, lines = chunk * how->input_bytes / LINE;
     const bool few = n < 3; /* weights are used too few times to be kept */
-    const uint32_t chunk = few ? j->k_pad : group < CHUNK ? CHUNK / group * group : group;
     const bool unpacks = !few && how->packed != how->bytes && chunk <= CHUNK;
     const kernels *tiles = unpacks ? how->bytes : how->packed;
     memset(v, 0, n * sizeof *v);
-    for (uint32_t k = 0; k < j->k_pad; k += chunk) {
-        const uint32_t end = k + min_u32(chunk, j->k_pad - k);
+    for (span in = {.k0 = 0}; in.k0 < j->k_pad; in.k0 = in.k1) {
+        in.k1 = in.k0 + min_u32(chunk, j->k_pad - in.k0);
+        in.group0 = in.k0 / group;
         for (uint32_t c = 0; c < VECS && !unpacks; c++)
-            next.line[c] = at.line[c] + (size_t)k * how->input_bytes;
-        if (unpacks) unpack(&at, vecs, k, end - k, bytes, &next);
+            next.line[c] = at.line[c] + (size_t)in.k0 * how->input_bytes;
+        if (unpacks) unpack(&at, vecs, in.k0, in.k1 - in.k0, bytes, &next);
+        for (uint32_t t = 0; t < n; t++)
+            begin_sums(j, t0 + t, in.group0, (in.k1 - in.k0 + group - 1) / group, start[t]);
         for (uint32_t t = 0; t < n; t++) {
             const uint32_t rows = rows_in(j, t0 + t);
-            if (!few) fetch(j, &at, vecs, end, 2 * end - k, t, n);
-            (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &next, t0 + t, k, end, v[t]);
+            in.tile = t0 + t;
+            in.start = start[t];
+            if (!few) fetch(&at, vecs, (size_t)in.k1 * how->input_bytes + t * lines / n * LINE, lines / n + 1);
+            (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &next, &in, v[t]);
         }
     }
     for (uint32_t t = 0; t < n; t++)
