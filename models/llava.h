@@ -114,7 +114,7 @@ typedef struct sq_llava_state {
     float *map[2];   /* feature maps of the stem, height x width x channels */
     float *patches;  /* rows of a convolution's input */
     float *vit_x;    /* [n_positions][vit.d] */
-    float *vit_qkv;  /* [n_positions][3 vit.d] */
+    float *vit_qkv;  /* [n_positions][3 vit.d and some]: queries, keys, values */
     float *vit_attn; /* [n_positions][vit.d] */
     float *vit_mlp;  /* [n_positions][vit.f] or [n_patches][projector.hidden] */
 } sq_llava_state;

@@ -272,6 +272,10 @@ static size_t map_floats(const sq_conv *conv) { return (size_t)conv->side * conv
 static size_t patch_floats(const sq_conv *conv) { return (size_t)conv->side * conv->side * conv->w.k; }
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
+/* From one row of queries, keys and values to the next: an odd number of cache lines. At 12 KiB, CLIP's 3 * 1024
+ * floats, a head's keys and values would share so few sets of L2 that they drive each other out. */
+static size_t qkv_floats(const sq_vit *vit) { return ((3 * (size_t)vit->d + 15) / 16 | 1) * 16; }
+
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
 {
     const sq_vit *const vit = &net->vit;
@@ -285,7 +289,7 @@ void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
     state->map[1] = sq_take(arena, map, sizeof(float));
     state->patches = sq_take(arena, patches, sizeof(float));
     state->vit_x = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
-    state->vit_qkv = sq_take(arena, vit->n_positions, (size_t)vit->d * 3 * sizeof(float));
+    state->vit_qkv = sq_take(arena, vit->n_positions, qkv_floats(vit) * sizeof(float));
     state->vit_attn = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
     state->vit_mlp = sq_take(arena, vit->n_positions, max_size(vit->f, net->projector.hidden) * sizeof(float));
 }
@@ -378,7 +382,7 @@ static void attention_branch(squint_session *s, const sq_vit *vit, const sq_vit_
 {
     sq_llava_state *const state = sq_llava_state_of(s);
     const uint32_t n = vit->n_positions, d = vit->d, head_dim = d / vit->n_heads;
-    const size_t ld = (size_t)d * 3;
+    const size_t ld = qkv_floats(vit);
     float *const qkv = state->vit_qkv;
     const sq_rows_in in = {.x = state->vit_x,
                            .ldx = d,

@@ -271,8 +271,9 @@ static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
     (void)worker;
     const attend_job *const job = ctx;
     const sq_heads *const heads = job->heads;
-    /* Late query rows see the most keys: they go first, so that no thread ends with the longest. */
-    const uint32_t block = job->n_blocks - 1 - chunk / heads->n_heads, head = chunk % heads->n_heads;
+    /* Head after head, whose keys and values stay in L2. Late query rows see the most keys: they go first, so that no
+     * thread ends with the longest. */
+    const uint32_t head = chunk / job->n_blocks, block = job->n_blocks - 1 - chunk % job->n_blocks;
     const size_t kv = (size_t)(head * heads->n_kv_heads / heads->n_heads) * heads->kv_head_bytes;
     const uint32_t row0 = block * job->rows;
     sq_attn a = heads->attn;
