@@ -21,7 +21,7 @@
 #include <cblas.h>
 #endif
 
-enum { MAX_LAYERS = 512, READ_SLICES = 4 };
+enum { MAX_LAYERS = 512, READ_SLICES = 16, READ_TURNS = 8 };
 
 static const char program[] = "bench_model";
 
@@ -163,13 +163,14 @@ static void time_prefill(squint_session *s, const uint32_t *ids, uint32_t n, lay
     r->prefill_macs = s->macs + (double)s->model->d * s->model->n_vocab;
 }
 
-/* Tokens after the prompt, each after a turn of the reading loop. Wall's clock: memory does not wait for one thread. */
+/* Tokens after the prompt, each after turns of the reading loop. Wall's clock: memory does not wait for one thread. */
 static void time_decode(const bench *b, squint_session *s, double weights, decoder_rates *r)
 {
     const size_t slice = b->bytes / READ_SLICES;
     squint_msg msg;
     for (uint32_t i = 0; i < b->o->decode; i++) {
-        bench_read_round(&r->read, b->memory + i % READ_SLICES * slice, slice, b->all);
+        for (uint32_t turn = 0; turn < READ_TURNS; turn++)
+            bench_read_round(&r->read, b->memory + (i * READ_TURNS + turn) % READ_SLICES * slice, slice, b->all);
         const double start = sq_now_ms();
         check(sq_session_forward(s, &(uint32_t){i % s->model->n_vocab}, 1, 1, &msg), &msg);
         const double ms = sq_now_ms() - start;
@@ -532,7 +533,7 @@ static options parse(int argc, char **argv)
         {"tokens", "of the prompt (512)", .number = &o.tokens, .least = 1, .most = 16384},
         {"decode", "tokens after it (4)", .number = &o.decode, .least = 1, .most = 16384},
         {"type", "weights, int8 or int4 (default: both)", .text = &o.type},
-        {"mib", "MiB for the reading loop: several times the last cache (256)", .number = &o.mib, .least = 1,
+        {"mib", "MiB for the reading loop: several times the last cache (256)", .number = &o.mib, .least = 4,
          .most = 1 << 16},
         {"model", "a file with a quantised tower, instead of made models", .text = &o.model},
         {"float", "and one with the same tower in float", .text = &o.f32},
