@@ -583,6 +583,8 @@ static void gemm_at_every_edge(void **state)
     }
     check_gemm(SQ_PANEL_I8, 13, 17, 640, 512); /* a group that is longer than a chunk of widened inputs */
     check_gemm(SQ_PANEL_I4, 13, 17, 640, 512);
+    check_gemm(SQ_PANEL_I4, 3 * kernels->mr, 33, 2000, 96); /* chunks of unpacked inputs that groups do not fill */
+    check_gemm(SQ_PANEL_I4, 3 * kernels->mr, 17, 2100, 2048);
 }
 
 /* Decoding reads many panels at once: every count of them, and what is left over. The guard page behind the weights

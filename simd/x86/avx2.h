@@ -22,6 +22,10 @@ SQ_INLINE __m256i first_lanes(int64_t n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n < 0 ? 0 : n < 8 ? n : 8)), lane);
 }
 
+/* In place and in this order: GCC 12 would regroup the sums, make all products first and spill them. */
+SQ_INLINE void add_i16(__m256i *sum, __m256i v) { __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(v)); }
+SQ_INLINE void add_i32(__m256i *sum, __m256i v) { __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(v)); }
+
 /* v & 15 in each byte. The mask is a memory operand: in a register it would cost the products a spilled sum. */
 SQ_INLINE __m256i low_nibbles8(__m256i v)
 {

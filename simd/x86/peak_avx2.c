@@ -12,6 +12,7 @@ enum { SUMS = 12 };
 
 static void use(const __m256i *sum)
 {
+    SQ_UNROLL
     for (int i = 0; i < SUMS; i++)
         __asm__ volatile("" : : "x"(sum[i]));
 }
@@ -20,9 +21,10 @@ double sq_peak_i8_avx2(uint64_t n_rounds)
 {
     __m256i sum[SUMS] = {0}, w = _mm256_set1_epi16(3), a = _mm256_set1_epi16(5);
     for (uint64_t n = 0; n < n_rounds; n++) {
+        SQ_UNROLL
         for (int i = 0; i < SUMS; i++) {
             OPAQUE(w);
-            sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(w, a));
+            add_i32(&sum[i], _mm256_madd_epi16(w, a));
         }
     }
     use(sum);
@@ -33,9 +35,10 @@ double sq_peak_i4_avx2(uint64_t n_rounds)
 {
     __m256i sum[SUMS] = {0}, w = _mm256_set1_epi8(3), a = _mm256_set1_epi8(5);
     for (uint64_t n = 0; n < n_rounds; n++) {
+        SQ_UNROLL
         for (int i = 0; i < SUMS; i++) {
             OPAQUE(w);
-            sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(w, a));
+            add_i16(&sum[i], _mm256_maddubs_epi16(w, a));
         }
     }
     use(sum);
@@ -46,11 +49,13 @@ double sq_peak_f32_avx2(uint64_t n_rounds)
 {
     __m256 sum[SUMS] = {0}, x = _mm256_set1_ps(3), y = _mm256_set1_ps(5);
     for (uint64_t n = 0; n < n_rounds; n++) {
+        SQ_UNROLL
         for (int i = 0; i < SUMS; i++) {
             OPAQUE(x);
             sum[i] = _mm256_fmadd_ps(x, y, sum[i]);
         }
     }
+    SQ_UNROLL
     for (int i = 0; i < SUMS; i++)
         __asm__ volatile("" : : "x"(sum[i]));
     return (double)n_rounds * SUMS * 8;
