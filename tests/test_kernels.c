@@ -639,6 +639,58 @@ static void integers_are_exact(void **state)
 }
 
 /* The longest row that panels hold, at the extremes: 255 * 127 * 65536 just fits int32. */
+/* Weights of a group of inputs that count nothing. */
+static void clear_weights(product *p, uint32_t group, uint32_t size)
+{
+    const bool i4 = p->w.type == SQ_PANEL_I4;
+    const size_t bytes = i4 ? SQ_PANEL_N / 2 : SQ_PANEL_N, begin = (size_t)group * size * bytes;
+    const size_t end = begin + size * bytes, all = sq_panel_weight_bytes(&p->w);
+    memset(p->data + begin, i4 ? 0x88 : 0x80, (end < all ? end : all) - begin);
+}
+
+/*
+ * Rows as LLaMA's down projections see them, a few channels a thousand times the rest. The weights of the outliers'
+ * groups are zero, so what is left of a product's error is half a step of the other groups' scales for each input, and
+ * the rounding of the groups' sum. One scale a row would be wrong by 1000 / 127 / 2 for each.
+ */
+static void outliers_cost_only_their_group(void **state)
+{
+    (void)state;
+    static const uint32_t outliers[] = {5, 700, 1023}, groups[] = {0, 256, 128, 64, 32};
+    enum { K = 1100, N = SQ_PANEL_N, MOST_GROUPS = (K + 31) / 32 };
+    for (size_t i = 0; i < sizeof groups / sizeof *groups * 2; i++) {
+        product p = {.w = {.n = N, .k = K, .group = groups[i / 2], .type = i & 1 ? SQ_PANEL_I4 : SQ_PANEL_I8}};
+        if (!sq_panels_valid(&p.w)) continue; /* int4 has groups */
+        const uint32_t group = sq_panels_act_group(&p.w);
+        float *x = random_floats(K, 1.0f), *scratch = guarded(K, sizeof *scratch), y[N];
+        double step[MOST_GROUPS] = {0};
+        p.data = random_panels(&p.w, FILL_RANDOM, false);
+        for (size_t o = 0; o < sizeof outliers / sizeof *outliers; o++) {
+            x[outliers[o]] = 1000.0f;
+            clear_weights(&p, outliers[o] / group, group);
+        }
+        for (uint32_t k = 0; k < K; k++)
+            step[k / group] = fmax(step[k / group], fabs((double)x[k]) / 127);
+        acts_alloc(&p.a, 1, K, group, kernels->mr);
+        const sq_rows_in in = {.x = x, .ldx = K, .k = K, .op = SQ_ROW_COPY};
+        const sq_gemm_out out = {.c = y, .ldc = N};
+        kernels->rows_pack(&in, &p.a, 0, 1, scratch);
+        sq_kernels_gemm(kernels, &p.w)(&p.w, 0, 1, &p.a, &out);
+        for (uint32_t j = 0; j < N; j++) {
+            double want = 0, bound = 0;
+            for (uint32_t k = 0; k < K; k++) {
+                const double w = scale_at(&p.w, j, p.w.group ? k / p.w.group : 0) * weight_at(&p.w, j, k);
+                want += w * x[k];
+                bound += fabs(w) * (step[k / group] * 0.501 + FLT_EPSILON * (MOST_GROUPS + 4) * fabs((double)x[k]));
+            }
+            assert_near(y[j], want, bound);
+        }
+        guarded_free(x);
+        guarded_free(scratch);
+        product_free(&p);
+    }
+}
+
 static void the_longest_row_does_not_overflow(void **state)
 {
     (void)state;
@@ -1239,6 +1291,7 @@ int main(void)
         cmocka_unit_test(few_rows_and_many_panels),
         cmocka_unit_test(gemm_in_blocks_of_rows),
         cmocka_unit_test(integers_are_exact),
+        cmocka_unit_test(outliers_cost_only_their_group),
         cmocka_unit_test(the_longest_row_does_not_overflow),
         cmocka_unit_test(no_rows_no_work),
         cmocka_unit_test(attention_of_every_shape),
