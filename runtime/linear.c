@@ -18,8 +18,8 @@ enum {
     F32_COLS = 256,
     TILE_ROWS = 256, /* and what of it waits in the worker's scratch to be scattered: small enough for L2 */
     TILE_COLS = 64,
-    ATTEND_ROWS = 96, /* query rows of one attention chunk, at most */
-    ATTEND_TILE = 12, /* and what they are a multiple of: the kernels' tiles */
+    ATTEND_ROWS = 192, /* query rows of one attention chunk, at most */
+    ATTEND_TILE = 12,  /* and what they are a multiple of: the kernels' tiles */
 };
 
 static uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }

@@ -2,32 +2,33 @@
  * attention_v16: one head over blocks of keys; attention.c defines the results, and these are its bits.
  * SPDX-License-Identifier: MIT
  *
- * Many queries: keys and values of a block are made dense float32, keys transposed, for 96 queries at a time:
+ * Many queries: keys and values of a block are made dense float32, keys transposed, for up to 192 queries at a time:
  *
- *   kt  [block / STRIP][head_dim][STRIP]   keys, so that STRIP scores grow side by side
- *   vd  [n][head_dim up to STRIP]          values
- *   q   [head_dim][queries]                queries: in place their rows lie a multiple of 4 KiB apart, all in one set
- *                                          of L1
+ *   kt   [block / STRIP][head_dim][STRIP]   keys, so that STRIP scores grow side by side
+ *   vd   [n][width]                         values; width: head_dim up to STRIP
+ *   q    [head_dim][ld]                     queries
+ *   out  [n][width]                         what is summed up so far, not yet divided
  *
- * Scores and outputs are then small matrix products with tiles of ROWS queries by STRIP keys or outputs. The scores of
- * a tile go through a small buffer; the running output is kept, not yet divided, in the output rows themselves.
+ * Where queries and outputs come from and go to, their rows lie a multiple of 4 KiB apart, all in one set of L1. Scores
+ * and outputs are then small matrix products with tiles of ROWS queries by STRIP keys or outputs; the scores of a tile
+ * go through a small buffer.
  *
  * Few queries: keys and values are read once, as they lie.
  *
  * Who includes this has defined v16 (x86/v16_avx2.h), ROWS, COLS, the vectors of a tile's row, and
  *
- *   multiply(x, x_step, x_row, y, ldy, n, acc, rows)
- *       acc[r] += x[i * x_step + r * x_row] * y[i * ldy .. + STRIP - 1], i < n; x_row is 1 or x_step is
+ *   multiply(x, x_step, x_row, y, ldy, n, acc, rows, cols)
+ *       acc[r] += x[i * x_step + r * x_row] * y[i * ldy .. + 16 * cols - 1], i < n; x_row is 1 or x_step is
  */
 #include "simd/exp_v16.h"
 #include "simd/internal.h"
 
 enum {
-    QUERIES = 96,
-    WIDE = 128, /* wider heads take half as many queries at a time */
+    QUERIES = 192,
     MOST_DIM = 256,
     MOST_KEYS = 64,
-    DENSE = 32 * MOST_DIM /* floats of kt and of vd */
+    DENSE = 32 * MOST_DIM, /* floats of kt and of vd */
+    PACKED = 96 * 128      /* and of q and of out: fewer queries at a time when heads are wide */
 };
 
 /* A block of n keys from j0. */
@@ -39,9 +40,9 @@ typedef struct block {
 
 /* n queries of a call from query i0, and what is known of their softmax. */
 typedef struct queries {
-    uint32_t i0, n, ldq;
+    uint32_t i0, n, ld;
     float max[QUERIES], sum[QUERIES]; /* of exp(score - max) */
-    float q[QUERIES * WIDE] __attribute__((aligned(64)));
+    float q[PACKED] __attribute__((aligned(64))), out[PACKED] __attribute__((aligned(64)));
 } queries;
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -50,7 +51,7 @@ static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 SQ_INLINE v16 weight16(v16 below)
 {
     const v16 least = v_all(SQ_ATTN_LEAST_SCORE);
-    return v_if_less(below, least, v_all(0.0f), v_exp(v_max(least, below)));
+    return v_if_less(below, least, v_all(0.0f), v_exp_within(v_max(least, below)));
 }
 
 SQ_INLINE float weight1(float below) { return below < SQ_ATTN_LEAST_SCORE ? 0.0f : sq_exp(below); }
@@ -132,24 +133,32 @@ static void fill(block *b)
 
 /* ---- A tile: up to ROWS queries and a block of keys -------------------------------------- */
 
+/* Scores of keys j .. j + 16 * cols - 1 of the block. */
+SQ_INLINE void score_strip(const block *b, uint32_t j, const float *q, uint32_t ldq, float s[][MOST_KEYS],
+                           uint32_t rows, uint32_t cols)
+{
+    const v16 scale = v_all(b->a->scale);
+    v16 acc[ROWS][COLS];
+    SQ_UNROLL
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t c = 0; c < cols; c++)
+            acc[r][c] = v_all(0.0f);
+    }
+    multiply(q, ldq, 1, b->kt + (size_t)j * b->a->head_dim, STRIP, b->a->head_dim, acc, rows, cols);
+    SQ_UNROLL
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t c = 0; c < cols; c++)
+            v_store(s[r] + j + 16 * c, v_mul(scale, acc[r][c]));
+    }
+}
+
 SQ_INLINE void scores(const block *b, uint32_t n_keys, const float *q, uint32_t ldq, float s[][MOST_KEYS],
                       uint32_t rows)
 {
-    const v16 scale = v_all(b->a->scale);
-    for (uint32_t j = 0; j < n_keys; j += STRIP) {
-        v16 acc[ROWS][COLS];
-        SQ_UNROLL
-        for (uint32_t r = 0; r < rows; r++) {
-            for (uint32_t c = 0; c < COLS; c++)
-                acc[r][c] = v_all(0.0f);
-        }
-        multiply(q, ldq, 1, b->kt + (size_t)j * b->a->head_dim, STRIP, b->a->head_dim, acc, rows);
-        SQ_UNROLL
-        for (uint32_t r = 0; r < rows; r++) {
-            for (uint32_t c = 0; c < COLS; c++)
-                v_store(s[r] + j + 16 * c, v_mul(scale, acc[r][c]));
-        }
-    }
+    uint32_t j = 0;
+    for (; j + 16 < n_keys; j += STRIP)
+        score_strip(b, j, q, ldq, s, rows, COLS);
+    if (j < n_keys) score_strip(b, j, q, ldq, s, rows, 1); /* as of 577 keys, CLIP's, the last */
 }
 
 /* Scores of keys that the row does not attend become -inf; n is a multiple of 16. Returns the largest of each lane. */
@@ -185,43 +194,46 @@ SQ_INLINE v16 weigh(float *s, uint32_t n, float max)
 static void softmax(const block *b, uint32_t n_keys, queries *q, uint32_t t, uint32_t rows, float s[][MOST_KEYS],
                     float shrink[16])
 {
-    const uint32_t n = sq_round_up(n_keys, STRIP);
-    float most[16];
-    for (uint32_t r = 0; r < rows; r++) {
-        const int64_t attended = (int64_t)sq_attn_limit(b->a, q->i0 + t + r) - b->j0;
-        most[r] = v_most(hide_and_max(s[r], n, attended < n_keys ? attended : n_keys));
+    const uint32_t n = sq_round_up(n_keys, 16);
+    float most[16], sum[16];
+    v16 lanes[4];
+    for (uint32_t r = 0; r < rows; r += 4) {
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t row = min_u32(r + i, rows - 1);
+            const int64_t attended = (int64_t)sq_attn_limit(b->a, q->i0 + t + row) - b->j0;
+            lanes[i] = hide_and_max(s[row], n, attended < n_keys ? attended : n_keys);
+        }
+        v_mosts(lanes[0], lanes[1], lanes[2], lanes[3], most + r);
     }
     const v16 before = v_load_first(q->max + t, rows);
     const v16 max = v_max(v_load_first(most, rows), before);
     const v16 by = weight16(v_sub(before, max));
     v_store_first(q->max + t, rows, max);
     v_store(shrink, by);
-    for (uint32_t r = 0; r < rows; r++)
-        most[r] = v_sum(weigh(s[r], n, q->max[t + r]));
-    v_store_first(q->sum + t, rows, v_fma(v_load_first(q->sum + t, rows), by, v_load_first(most, rows)));
+    for (uint32_t r = 0; r < rows; r += 4) {
+        for (uint32_t i = 0; i < 4; i++)
+            lanes[i] = r + i < rows ? weigh(s[r + i], n, q->max[t + r + i]) : v_all(0.0f);
+        v_sums(lanes[0], lanes[1], lanes[2], lanes[3], sum + r);
+    }
+    v_store_first(q->sum + t, rows, v_fma(v_load_first(q->sum + t, rows), by, v_load_first(sum, rows)));
 }
 
-/* out = out * shrink + weights * values */
-SQ_INLINE void add_values(const block *b, uint32_t n_keys, uint32_t i0, float s[][MOST_KEYS], const float *shrink,
-                          uint32_t n, uint32_t rows)
+/* out = out * shrink + weights * values; rows past the last query have room, and numbers that nobody reads. */
+SQ_INLINE void add_values(const block *b, uint32_t n_keys, float *out, float s[][MOST_KEYS], const float *shrink,
+                          uint32_t rows)
 {
-    const sq_attn *a = b->a;
-    float *out = a->out + i0 * a->ldo;
-    for (uint32_t d = 0; d < a->head_dim; d += STRIP) {
-        const int64_t left = (int64_t)a->head_dim - d;
+    for (uint32_t d = 0; d < b->width; d += STRIP) {
         v16 acc[ROWS][COLS];
         SQ_UNROLL
         for (uint32_t r = 0; r < rows; r++) {
-            const float *o = out + (r < n ? r : 0) * a->ldo + d; /* rows past n are computed and not stored */
             for (uint32_t c = 0; c < COLS; c++)
-                acc[r][c] = v_mul(v_load_first(o + 16 * c, left - 16 * c), v_all(shrink[r]));
+                acc[r][c] = v_mul(v_load(out + (size_t)r * b->width + d + 16 * c), v_all(shrink[r]));
         }
-        multiply(s[0], 1, MOST_KEYS, b->vd + d, b->width, n_keys, acc, rows);
+        multiply(s[0], 1, MOST_KEYS, b->vd + d, b->width, n_keys, acc, rows, COLS);
         SQ_UNROLL
         for (uint32_t r = 0; r < rows; r++) {
-            if (r >= n) break;
             for (uint32_t c = 0; c < COLS; c++)
-                v_store_first(out + r * a->ldo + d + 16 * c, left - 16 * c, acc[r][c]);
+                v_store(out + (size_t)r * b->width + d + 16 * c, acc[r][c]);
         }
     }
 }
@@ -231,9 +243,9 @@ SQ_INLINE void run_tile(const block *b, queries *q, uint32_t t, uint32_t n, uint
 {
     float s[ROWS][MOST_KEYS] __attribute__((aligned(64))), shrink[16] __attribute__((aligned(64)));
     const uint32_t n_keys = min_u32(b->n, sq_attn_limit(b->a, q->i0 + t + n - 1) - b->j0);
-    scores(b, n_keys, q->q + t, q->ldq, s, rows);
+    scores(b, n_keys, q->q + t, q->ld, s, rows);
     softmax(b, n_keys, q, t, n, s, shrink);
-    add_values(b, n_keys, q->i0 + t, s, shrink, n, rows);
+    add_values(b, n_keys, q->out + (size_t)t * b->width, s, shrink, rows);
 }
 
 typedef void tile_fn(const block *b, queries *q, uint32_t t, uint32_t n);
@@ -247,8 +259,9 @@ static tile_fn *tile_for(uint32_t n);
 /* ---- Many queries ------------------------------------------------------------------------ */
 
 /* Queries side by side; those past n, up to a multiple of 16, are zero. */
-static void start(const sq_attn *a, queries *q)
+static void start(const sq_attn *a, queries *q, uint32_t width)
 {
+    memset(q->out, 0, (size_t)sq_round_up(q->n, 16) * width * sizeof *q->out);
     for (uint32_t t = 0; t < q->n; t += 16) {
         for (uint32_t d = 0; d < a->head_dim; d += 16) {
             v16 r[16];
@@ -258,13 +271,12 @@ static void start(const sq_attn *a, queries *q)
             }
             v_transpose(r);
             for (uint32_t i = 0; i < 16 && d + i < a->head_dim; i++)
-                v_store(q->q + (size_t)(d + i) * q->ldq + t, r[i]);
+                v_store(q->q + (size_t)(d + i) * q->ld + t, r[i]);
         }
     }
     for (uint32_t t = 0; t < q->n; t++) {
         q->max[t] = -INFINITY;
         q->sum[t] = 0.0f;
-        memset(a->out + (q->i0 + t) * a->ldo, 0, a->head_dim * sizeof(float));
     }
 }
 
@@ -276,31 +288,32 @@ static void add_block(const block *b, queries *q)
     }
 }
 
-static void finish_row(float *out, uint32_t n, float sum)
+/* out = x / sum */
+static void finish_row(const float *x, float *out, uint32_t n, float sum)
 {
     const v16 inv = v_all(sum > 0.0f ? 1.0f / sum : 0.0f);
     for (uint32_t d = 0; d < n; d += 16)
-        v_store_first(out + d, (int64_t)n - d, v_mul(v_load_first(out + d, (int64_t)n - d), inv));
+        v_store_first(out + d, (int64_t)n - d, v_mul(v_load_first(x + d, (int64_t)n - d), inv));
 }
 
-static void many_queries(const sq_attn *a, uint32_t i0, uint32_t n, uint32_t ldq)
+static void many_queries(const sq_attn *a, uint32_t i0, uint32_t n, uint32_t ld)
 {
     block b;
     queries q;
     const uint32_t limit = sq_attn_limit(a, i0 + n - 1), step = sq_attn_block(a->head_dim);
-    q.i0 = i0;
-    q.n = n;
-    q.ldq = ldq;
-    start(a, &q);
     b.a = a;
     b.width = sq_round_up(a->head_dim, STRIP);
+    q.i0 = i0;
+    q.n = n;
+    q.ld = ld;
+    start(a, &q, b.width);
     for (b.j0 = 0; b.j0 < limit; b.j0 += step) {
         b.n = min_u32(step, limit - b.j0);
         fill(&b);
         add_block(&b, &q);
     }
     for (uint32_t t = 0; t < n; t++)
-        finish_row(a->out + (i0 + t) * a->ldo, a->head_dim, q.sum[t]);
+        finish_row(q.out + (size_t)t * b.width, a->out + (i0 + t) * a->ldo, a->head_dim, q.sum[t]);
 }
 
 /* ---- Few queries ------------------------------------------------------------------------- */
@@ -377,7 +390,7 @@ SQ_INLINE void one_query(const sq_attn *a, uint32_t i, sq_kv_type type)
             add_values_1(a, d, 16, 1, j, n, p, shrink, out, type);
         if (d < a->head_dim) add_values_1(a, d, a->head_dim - d, 1, j, n, p, shrink, out, type);
     }
-    finish_row(out, a->head_dim, sum);
+    finish_row(out, out, a->head_dim, sum);
 }
 
 static void few_queries(const sq_attn *a)
@@ -397,9 +410,15 @@ static void few_queries(const sq_attn *a)
     }
 }
 
+/* Queries taken at a time: a multiple of 48, which is one of ROWS and of 16. */
+static uint32_t queries_at_a_time(uint32_t head_dim)
+{
+    return min_u32(QUERIES, PACKED / sq_round_up(head_dim, STRIP) / 48 * 48);
+}
+
 static void attention(const sq_attn *a)
 {
-    const uint32_t step = a->head_dim > WIDE ? QUERIES / 2 : QUERIES;
+    const uint32_t step = queries_at_a_time(a->head_dim);
     if (a->n_q < SQ_ATTN_FEW) {
         few_queries(a);
         return;

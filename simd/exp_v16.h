@@ -17,14 +17,19 @@ SQ_INLINE v16 v_horner(v16 x, const float *coefficient, int n)
     return y;
 }
 
-SQ_INLINE v16 v_exp(v16 x)
+/* exp(x) for SQ_EXP_LEAST <= x <= SQ_EXP_MOST, NaN for NaN. */
+SQ_INLINE v16 v_exp_within(v16 x)
 {
     static const float coefficients[] = SQ_EXP_COEFFICIENTS;
-    x = v_min(v_all(SQ_EXP_MOST), v_max(v_all(SQ_EXP_LEAST), x)); /* NaN stays NaN */
     const v16 n = v_round(v_mul(x, v_all(SQ_EXP_LOG2E)));
     const v16 r = v_fnma(n, v_all(SQ_EXP_LN2_LOW), v_fnma(n, v_all(SQ_EXP_LN2_HIGH), x));
     const v16 tail = v_fma(v_mul(r, r), v_horner(r, coefficients, 5), r);
     return v_mul_pow2(v_add(tail, v_all(1.0f)), n);
+}
+
+SQ_INLINE v16 v_exp(v16 x)
+{
+    return v_exp_within(v_min(v_all(SQ_EXP_MOST), v_max(v_all(SQ_EXP_LEAST), x))); /* NaN stays NaN */
 }
 
 SQ_INLINE v16 v_erf(v16 x)

@@ -119,7 +119,7 @@ static inline size_t sq_kv_unit_bytes(sq_kv_type type)
  *   out[i] = sum_j softmax_j(scale * q[i].k[j]) v[j]
  *
  * Rows of q, k, v and out may lie anywhere and apart (ld*); out must not overlap the inputs. Prefill (4 queries
- * and more) takes up to 128 KiB of stack.
+ * and more) takes up to 192 KiB of stack.
  */
 typedef struct sq_attn {
     const float *q; /* [n_q][ldq], head_dim used */

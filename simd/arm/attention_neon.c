@@ -26,10 +26,10 @@ SQ_INLINE void add_step(v16 acc[][COLS], float32x4_t b, const float *y)
 }
 
 SQ_INLINE void multiply(const float *x, size_t x_step, size_t x_row, const float *y, size_t ldy, uint32_t n,
-                        v16 acc[][COLS], uint32_t rows)
+                        v16 acc[][COLS], uint32_t rows, uint32_t cols)
 {
-    assert(rows == ROWS);
-    (void)rows;
+    assert(rows == ROWS && cols == COLS);
+    (void)rows, (void)cols;
     if (x_row == 1) {
         for (; n; n--, x += x_step, y += ldy)
             add_step(acc, vld1q_f32(x), y);

@@ -153,6 +153,13 @@ SQ_INLINE void v_sums(v16 a, v16 b, v16 c, v16 d, float *sums)
     vst1q_f32(sums, vaddq_f32(vaddq_f32(s0, s2), vaddq_f32(s1, s3)));
 }
 SQ_INLINE float v_most(v16 v) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(v.a, v.b), vmaxq_f32(v.c, v.d))); }
+SQ_INLINE void v_mosts(v16 a, v16 b, v16 c, v16 d, float *most)
+{
+    most[0] = v_most(a);
+    most[1] = v_most(b);
+    most[2] = v_most(c);
+    most[3] = v_most(d);
+}
 
 SQ_INLINE v16i v_zero_i(void)
 {

@@ -7,8 +7,10 @@
 enum { ROWS = 6, COLS = 1, STRIP = 16 * COLS };
 
 SQ_INLINE void multiply(const float *x, size_t x_step, size_t x_row, const float *y, size_t ldy, uint32_t n,
-                        v16 acc[][COLS], uint32_t rows)
+                        v16 acc[][COLS], uint32_t rows, uint32_t cols)
 {
+    assert(cols == COLS);
+    (void)cols;
     for (; n; n--, x += x_step, y += ldy) {
         const __m256 y0 = _mm256_load_ps(y), y1 = _mm256_load_ps(y + 8);
         SQ_UNROLL

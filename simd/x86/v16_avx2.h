@@ -9,7 +9,7 @@
  *   v_first(v, n, w)   lanes 0 .. n-1 of v, the others of w; any n
  *   v_*_first(p, n)    touches no float from p + n on; the others are 0
  *   v_sum, v_most      over all lanes; the sum in the order of sq_sum16()
- *   v_sums(a .. d, p)  four sums at once
+ *   v_sums(a .. d, p), v_mosts: of four vectors at once
  */
 #ifndef SQ_SIMD_X86_V16_AVX2_H
 #define SQ_SIMD_X86_V16_AVX2_H
@@ -138,6 +138,17 @@ SQ_INLINE void v_sums(v16 a, v16 b, v16 c, v16 d, float *sums)
     const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two, two, 0x88), _mm256_shuffle_ps(two, two, 0xdd));
     const __m128 ac = _mm256_castps256_ps128(one), bd = _mm256_extractf128_ps(one, 1);
     _mm_storeu_ps(sums, _mm_unpacklo_ps(ac, bd));
+}
+SQ_INLINE void v_mosts(v16 a, v16 b, v16 c, v16 d, float *most)
+{
+    const __m256 a8 = _mm256_max_ps(a.lo, a.hi), b8 = _mm256_max_ps(b.lo, b.hi);
+    const __m256 c8 = _mm256_max_ps(c.lo, c.hi), d8 = _mm256_max_ps(d.lo, d.hi);
+    const __m256 ab = _mm256_max_ps(_mm256_permute2f128_ps(a8, b8, 0x20), _mm256_permute2f128_ps(a8, b8, 0x31));
+    const __m256 cd = _mm256_max_ps(_mm256_permute2f128_ps(c8, d8, 0x20), _mm256_permute2f128_ps(c8, d8, 0x31));
+    const __m256 two = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    const __m256 one = _mm256_max_ps(_mm256_shuffle_ps(two, two, 0x88), _mm256_shuffle_ps(two, two, 0xdd));
+    const __m128 ac = _mm256_castps256_ps128(one), bd = _mm256_extractf128_ps(one, 1);
+    _mm_storeu_ps(most, _mm_unpacklo_ps(ac, bd));
 }
 SQ_INLINE float v_most(v16 v) { return max8(_mm256_max_ps(v.lo, v.hi)); }
 

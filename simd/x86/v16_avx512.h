@@ -62,6 +62,15 @@ SQ_INLINE void v_sums(v16 a, v16 b, v16 c, v16 d, float *sums)
     const __m512 one = _mm512_add_ps(two, _mm512_permute_ps(two, 0xb1));
     _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one)));
 }
+SQ_INLINE void v_mosts(v16 a, v16 b, v16 c, v16 d, float *most)
+{
+    const __m512 ab = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd = _mm512_max_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    const __m512 four = _mm512_max_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 two = _mm512_max_ps(four, _mm512_permute_ps(four, 0x4e));
+    const __m512 one = _mm512_max_ps(two, _mm512_permute_ps(two, 0xb1));
+    _mm_storeu_ps(most, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one)));
+}
 SQ_INLINE float v_most(v16 v) { return _mm512_reduce_max_ps(v); }
 
 SQ_INLINE v16i v_zero_i(void) { return _mm512_setzero_si512(); }
