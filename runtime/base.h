@@ -79,7 +79,7 @@ size_t sq_pool_bytes(unsigned n_threads);
 unsigned sq_pool_threads(const sq_pool *pool);
 /** Runs fn for every chunk and returns when all are done. A pool of one thread makes no system call. */
 void sq_pool_run(sq_pool *pool, unsigned n_chunks, sq_job_fn *fn, void *ctx);
-/** Cores of this machine that this process may use. */
+/** Cores of this machine that this process may use, at most as many as its control group has time for. */
 unsigned sq_cpu_count(void);
 
 /** Monotonic clock, in milliseconds. */

@@ -98,7 +98,7 @@ typedef enum squint_kv {
 } squint_kv;
 
 typedef struct squint_session_options {
-    unsigned threads;    /* 0: one a core of this machine; at most 256 */
+    unsigned threads;    /* 0: one a core that this process may use; at most 256 */
     unsigned max_tokens; /* longest caption a session can write, in tokens; 0: 64 */
     unsigned max_prompt; /* longest prompt text, in bytes; 0: 256 */
     squint_kv kv;

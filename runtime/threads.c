@@ -7,9 +7,6 @@
  * with a chunk outstanding cannot end; so a worker that comes late, or wakes in the middle of a later job,
  * never runs a chunk that is not there, and nobody waits for a worker that has taken none.
  */
-#if defined(__linux__)
-#define _GNU_SOURCE /* sched_getaffinity */
-#endif
 #include "runtime/base.h"
 
 #include <pthread.h>
@@ -172,19 +169,6 @@ void sq_pool_close(sq_pool **pool)
 }
 
 unsigned sq_pool_threads(const sq_pool *pool) { return pool->n_threads; }
-
-unsigned sq_cpu_count(void)
-{
-#if defined(__linux__)
-    cpu_set_t set;
-    if (!sched_getaffinity(0, sizeof set, &set)) {
-        const int n = CPU_COUNT(&set);
-        if (n > 0) return (unsigned)n;
-    }
-#endif
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (unsigned)n : 1;
-}
 
 double sq_now_ms(void)
 {

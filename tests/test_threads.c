@@ -1,15 +1,18 @@
 /*
- * The thread pool: every chunk once, scratch of one's own, short jobs in a row, sleep and waking.
+ * The thread pool: every chunk once, scratch of one's own, short jobs in a row, sleep and waking. How many threads.
  * SPDX-License-Identifier: MIT
  */
 #include "runtime/base.h"
+#include "runtime/cpus.h"
 #include "tests/counting.h"
 
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -217,13 +220,103 @@ static void test_clock_and_cores(void **state)
     assert_true(sq_cpu_count() >= 1);
 }
 
+static void put(const char *folder, const char *name, const char *text)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    for (char *p = path + strlen(folder) + 1; (p = strchr(p, '/')); *p++ = '/') {
+        *p = 0;
+        mkdir(path, 0700);
+    }
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0);
+    fclose(f);
+}
+
+static void remove_folder(const char *folder)
+{
+    char command[300];
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Hardware threads 0 and 4, and 1, 5 and 7 share cores; of 2 and 3 nothing is told; 6 is alone. */
+static void test_cores_of_threads(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/squint-cpus-XXXXXX";
+    static const struct {
+        const char *name, *list;
+    } cpus[] = {{"cpu0/topology/thread_siblings_list", "0,4\n"}, {"cpu4/topology/thread_siblings_list", "0,4\n"},
+                {"cpu1/topology/thread_siblings_list", "1,5,7"}, {"cpu5/topology/thread_siblings_list", "1,5,7"},
+                {"cpu7/topology/thread_siblings_list", "1,5,7"}, {"cpu6/topology/thread_siblings_list", "6-6\n"},
+                {"cpu3/topology/thread_siblings_list", "what?"}};
+    static const struct {
+        unsigned n, allowed[8], cores;
+    } cases[] = {{7, {0, 1, 2, 3, 4, 5, 6}, 5},
+                 {2, {0, 4}, 1},
+                 {1, {4}, 1},
+                 {2, {4, 5}, 2},
+                 {2, {5, 7}, 1},
+                 {2, {2, 3}, 2},
+                 {1, {6}, 1},
+                 {1, {1023}, 1},
+                 {0, {0}, 0}};
+    assert_non_null(mkdtemp(folder));
+    for (size_t i = 0; i < SQ_COUNT(cpus); i++)
+        put(folder, cpus[i].name, cpus[i].list);
+    for (size_t c = 0; c < SQ_COUNT(cases); c++) {
+        bool allowed[SQ_MAX_CPUS] = {false};
+        for (unsigned i = 0; i < cases[c].n; i++)
+            allowed[cases[c].allowed[i]] = true;
+        assert_int_equal(sq_count_cores(allowed, folder), cases[c].cores);
+    }
+    remove_folder(folder);
+}
+
+static void test_quota_of_a_container(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *max; /* of version 2 */
+        const char *quota, *period;
+        unsigned cpus;
+    } cases[] = {{"max 100000\n", NULL, NULL, 0},
+                 {"200000 100000\n", NULL, NULL, 2},
+                 {"250000 100000\n", NULL, NULL, 3},
+                 {"50000 100000\n", NULL, NULL, 1},
+                 {"5", NULL, NULL, 0},
+                 {"-1 5", NULL, NULL, 0},
+                 {"1e30 1", NULL, NULL, 0},
+                 {"", NULL, NULL, 0},
+                 {NULL, "150000\n", "100000\n", 2},
+                 {NULL, "-1\n", "100000\n", 0},
+                 {NULL, "100000\n", NULL, 0},
+                 {NULL, NULL, NULL, 0}};
+    for (size_t c = 0; c < SQ_COUNT(cases); c++) {
+        char folder[] = "/tmp/squint-quota-XXXXXX";
+        assert_non_null(mkdtemp(folder));
+        if (cases[c].max) put(folder, "cpu.max", cases[c].max);
+        if (cases[c].quota) put(folder, "cpu/cpu.cfs_quota_us", cases[c].quota);
+        if (cases[c].period) put(folder, "cpu/cpu.cfs_period_us", cases[c].period);
+        assert_int_equal(sq_cpu_quota(folder), cases[c].cpus);
+        remove_folder(folder);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_short_jobs_in_a_row),
-        cmocka_unit_test(test_sleep_and_waking), cmocka_unit_test(test_all_threads_work),
-        cmocka_unit_test(test_two_pools),        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_every_chunk_once),
+        cmocka_unit_test(test_short_jobs_in_a_row),
+        cmocka_unit_test(test_sleep_and_waking),
+        cmocka_unit_test(test_all_threads_work),
+        cmocka_unit_test(test_two_pools),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_clock_and_cores),
+        cmocka_unit_test(test_cores_of_threads),
+        cmocka_unit_test(test_quota_of_a_container),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
