@@ -16,21 +16,15 @@ static size_t mlp_width(const sq_decoder *net) { return (size_t)net->f * 2 > net
 
 /* ---- planning ---- */
 
-/* A routed layer never holds more vision tokens than its ratio lets through: its cache is planned for that. */
-static uint32_t kv_capacity(const sq_limits *limits, const sq_decoder_layer *layer)
-{
-    const uint32_t text = limits->max_tokens - limits->max_vision;
-    return text + (layer->is_mod ? sq_route_count(limits->max_vision, layer->ratio) : limits->max_vision);
-}
-
 static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
 {
     state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
     for (uint32_t l = 0; l < net->n_layers; l++) {
-        const uint32_t capacity = kv_capacity(&s->limits, &net->layers[l]);
+        const uint32_t capacity = sq_mod_capacity(&s->limits, net, l);
         uint8_t *const k = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         uint8_t *const v = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
-        if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .capacity = capacity};
+        uint32_t *const at = sq_take(arena, capacity, sizeof *at);
+        if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .at = at, .capacity = capacity};
     }
 }
 
@@ -58,18 +52,19 @@ void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_
 void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
 {
     const sq_limits *const limits = &s->limits;
-    const size_t rows = limits->max_rows;
+    const size_t rows = limits->max_rows, targets = sq_max_targets(limits, net);
     state->x = sq_take(arena, rows, net->d * sizeof(float));
     state->qkv = sq_take(arena, rows, qkv_width(net) * sizeof(float));
     state->attn = sq_take(arena, rows, q_width(net) * sizeof(float));
     state->mlp = sq_take(arena, rows, mlp_width(net) * sizeof(float));
-    state->targets = sq_take(arena, limits->max_vision, sizeof(uint32_t));
-    state->keys = sq_take(arena, limits->max_vision, sizeof(int32_t));
-    state->chosen = sq_take(arena, limits->max_vision, sizeof(uint32_t));
-    state->scores = sq_take(arena, limits->max_vision, sizeof(float));
-    state->weights = sq_take(arena, limits->max_vision, sizeof(float));
-    state->lag = sq_take(arena, limits->max_vision, sizeof(sq_lag));
-    state->listed = sq_take(arena, limits->max_vision, sizeof(uint32_t));
+    state->targets = sq_take(arena, targets, sizeof(uint32_t));
+    state->keys = sq_take(arena, targets, sizeof(int32_t));
+    state->ranks = sq_take(arena, targets, sizeof(float));
+    state->chosen = sq_take(arena, targets, sizeof(uint32_t));
+    state->scores = sq_take(arena, targets, sizeof(float));
+    state->weights = sq_take(arena, targets, sizeof(float));
+    state->lag = sq_take(arena, targets, sizeof(sq_lag));
+    state->listed = sq_take(arena, targets, sizeof(uint32_t));
     state->kept = sq_take(arena, rows, sizeof(uint32_t));
     state->kept_weight = sq_take(arena, rows, sizeof(float));
 }
@@ -107,9 +102,11 @@ static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
     const sq_decoder *const net = p->net;
     const sq_kernels *const kernels = p->s->model->kernels;
     const uint32_t row = job->run->rows ? job->run->rows[i] : i;
-    const float *const rope = p->state->rope + (size_t)(p->s->n_past + row) * net->head_dim;
+    const uint32_t at = p->s->n_past + row, position = job->run->compressed ? job->kv->n + i : at;
+    const float *const rope = p->state->rope + (size_t)position * net->head_dim;
     float *const q = p->state->qkv + (size_t)i * qkv_width(net), *const k = q + q_width(net);
     const float *const v = k + kv_width(net);
+    job->kv->at[job->kv->n + i] = at;
     for (uint32_t h = 0; h < net->n_heads; h++)
         kernels->rope(q + h * net->head_dim, rope, net->head_dim, net->rope_half);
     for (uint32_t h = 0; h < net->n_kv_heads; h++) {
@@ -145,7 +142,7 @@ static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
     sq_attend(&p->s->compute, &heads);
 }
 
-/* x[rows] += W_o attention(norm(x[rows])) */
+/* x[rows] += weight * W_o attention(norm(x[rows])) */
 static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_layer *kv, const sq_run *run)
 {
     const sq_decoder *const net = p->net;
@@ -170,7 +167,8 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
     kv->n += run->m;
 
     const sq_rows_in heads = {.x = state->attn, .ldx = q_width(net), .k = q_width(net), .op = SQ_ROW_COPY};
-    const sq_gemm_out residual = {.c = state->x, .ldc = net->d, .rows = run->rows, .add = true};
+    const sq_gemm_out residual = {
+        .c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->attn_weight, .add = true};
     sq_project(compute, &heads, run->m, (const sq_mat *const[]){&w->o}, &residual, 1);
 }
 
@@ -215,30 +213,20 @@ void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run)
 
 /* ---- a pass ---- */
 
-static void embed(const sq_pass *p, const uint32_t *ids)
+static void embed(sq_pass *p)
 {
     const uint32_t d = p->net->d;
     const float *image = p->s->vision;
     for (uint32_t i = 0; i < p->n; i++) {
         float *const x = p->state->x + (size_t)i * d;
-        if (ids[i] == SQ_IMAGE_TOKEN) {
+        if (p->ids[i] == SQ_IMAGE_TOKEN) {
             memcpy(x, image, d * sizeof *x);
             image += d;
+            p->n_vision++;
         } else {
-            sq_mat_row(&p->net->token_embd, ids[i], x);
+            sq_mat_row(&p->net->token_embd, p->ids[i], x);
         }
     }
-}
-
-/* The routable rows: every vision token, of all images together. */
-static uint32_t find_targets(const sq_pass *p, const uint32_t *ids)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < p->n; i++)
-        if (ids[i] == SQ_IMAGE_TOKEN) p->state->targets[n++] = i;
-    for (uint32_t i = 0; i < n; i++)
-        p->state->lag[i] = (sq_lag){.factor = 1.0f};
-    return n;
 }
 
 static void logits(const sq_pass *p, uint32_t n_logits)
@@ -257,7 +245,7 @@ static void logits(const sq_pass *p, uint32_t n_logits)
 
 static void run_dense(const sq_pass *p, uint32_t layer)
 {
-    p->s->kept[layer] += p->n_targets;
+    p->s->kept[layer] += p->n_vision;
     sq_mod_settle(p, 0);
     sq_decoder_layer_run(p, layer, &(sq_run){.m = p->n});
 }
@@ -278,11 +266,10 @@ static void trace_layer(const sq_pass *p, uint32_t layer)
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg)
 {
     const sq_decoder *const net = &sq_llava_of(s)->decoder;
-    sq_pass p = {.s = s, .net = net, .state = sq_llava_state_of(s), .n = n};
+    sq_pass p = {.s = s, .net = net, .state = sq_llava_state_of(s), .ids = ids, .n = n};
     const squint_stage stage = n == 1 ? SQUINT_STAGE_DECODE : SQUINT_STAGE_PREFILL;
-    p.n_targets = find_targets(&p, ids);
-    if (p.n_targets) p.state->last_image = s->n_past + p.state->targets[p.n_targets - 1] + 1;
-    embed(&p, ids);
+    embed(&p);
+    sq_mod_begin(&p);
     sq_trace(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
     for (uint32_t l = 0; l < net->n_layers; l++) {
         s->macs_dense += layer_macs(net, n, s->n_past);

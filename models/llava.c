@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_LAYERS = 512, MAX_CTX = 1 << 20, MAX_HEAD_DIM = 256, MOD_VERSION = 1 };
+enum { MAX_CTX = 1 << 20, MAX_HEAD_DIM = 256 };
 
 static bool matches(const sq_gguf *g)
 {
@@ -26,8 +26,8 @@ static squint_err out_of_range(const squint_model *m, const char *key, uint32_t 
     return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
 }
 
-static squint_err read_u32(const squint_model *m, const char *key, bool required, uint32_t lowest, uint32_t highest,
-                           uint32_t *out, squint_msg *msg)
+squint_err sq_llava_read_u32(const squint_model *m, const char *key, bool required, uint32_t lowest, uint32_t highest,
+                             uint32_t *out, squint_msg *msg)
 {
     const squint_err err = sq_gguf_get_u32(m->file, key, required, out, msg);
     if (err) return err;
@@ -39,14 +39,16 @@ static squint_err read_u32(const squint_model *m, const char *key, bool required
 static squint_err read_heads(squint_model *m, sq_decoder *net, squint_msg *msg)
 {
     squint_err err;
-    if ((err = read_u32(m, "llama.attention.head_count", true, 1, SQ_MAX_K, &net->n_heads, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.attention.head_count", true, 1, SQ_MAX_K, &net->n_heads, msg))) return err;
     net->n_kv_heads = net->n_heads;
-    if ((err = read_u32(m, "llama.attention.head_count_kv", false, 1, net->n_heads, &net->n_kv_heads, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.attention.head_count_kv", false, 1, net->n_heads, &net->n_kv_heads, msg)))
+        return err;
     if (net->n_heads % net->n_kv_heads)
         return out_of_range(m, "llama.attention.head_count_kv", net->n_kv_heads,
                             "a divisor of llama.attention.head_count", msg);
     net->head_dim = net->d / net->n_heads;
-    if ((err = read_u32(m, "llama.rope.dimension_count", false, 2, MAX_HEAD_DIM, &net->head_dim, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.rope.dimension_count", false, 2, MAX_HEAD_DIM, &net->head_dim, msg)))
+        return err;
     if (net->head_dim < 2 || net->head_dim % 2 || net->head_dim > MAX_HEAD_DIM ||
         (uint64_t)net->head_dim * net->n_heads > SQ_MAX_K)
         return out_of_range(m, "llama.rope.dimension_count", net->head_dim, "an even number of at most 256", msg);
@@ -77,16 +79,16 @@ static squint_err read_vocab(squint_model *m, sq_decoder *net, squint_msg *msg)
 {
     const sq_gguf_kv *const tokens = sq_gguf_find_key(m->file, "tokenizer.ggml.tokens");
     if (tokens && tokens->type == SQ_GGUF_ARRAY && tokens->count <= SQ_MAX_DIM) net->n_vocab = (uint32_t)tokens->count;
-    return read_u32(m, "llama.vocab_size", false, 1, SQ_MAX_DIM, &net->n_vocab, msg);
+    return sq_llava_read_u32(m, "llama.vocab_size", false, 1, SQ_MAX_DIM, &net->n_vocab, msg);
 }
 
 static squint_err read_shape(squint_model *m, sq_decoder *net, squint_msg *msg)
 {
     squint_err err;
-    if ((err = read_u32(m, "llama.block_count", true, 1, MAX_LAYERS, &net->n_layers, msg))) return err;
-    if ((err = read_u32(m, "llama.embedding_length", true, 1, SQ_MAX_K, &net->d, msg))) return err;
-    if ((err = read_u32(m, "llama.feed_forward_length", true, 1, SQ_MAX_K, &net->f, msg))) return err;
-    if ((err = read_u32(m, "llama.context_length", true, 2, MAX_CTX, &m->n_ctx, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.block_count", true, 1, SQ_MAX_LAYERS, &net->n_layers, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.embedding_length", true, 1, SQ_MAX_K, &net->d, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.feed_forward_length", true, 1, SQ_MAX_K, &net->f, msg))) return err;
+    if ((err = sq_llava_read_u32(m, "llama.context_length", true, 2, MAX_CTX, &m->n_ctx, msg))) return err;
     if ((err = sq_gguf_get_f32(m->file, "llama.attention.layer_norm_rms_epsilon", true, &net->eps, msg))) return err;
     if (!(net->eps > 0 && net->eps < 1))
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key llama.attention.layer_norm_rms_epsilon is not from 0 to 1",
@@ -144,120 +146,6 @@ static squint_err load_decoder(squint_model *m, sq_decoder *net, squint_msg *msg
     return SQUINT_OK;
 }
 
-/* ---- mod.* ---- */
-
-static squint_err must_be(const squint_model *m, const char *key, const char *value, squint_msg *msg)
-{
-    sq_str s = {value, strlen(value)};
-    const squint_err err = sq_gguf_get_str(m->file, key, false, &s, msg);
-    if (err || sq_str_eq(s, value)) return err;
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key %s: \"%.*s\" is not \"%s\", the one that squint runs",
-                   sq_gguf_path(m->file), key, (int)(s.len < 64 ? s.len : 64), s.s, value);
-}
-
-static squint_err read_norm(squint_model *m, sq_decoder *net, squint_msg *msg)
-{
-    static const char *const names[] = {
-        [SQ_NORM_TANH] = "tanh", [SQ_NORM_SIGMOID] = "sigmoid", [SQ_NORM_SOFTMAX] = "softmax", [SQ_NORM_NONE] = "none"};
-    sq_str type;
-    squint_err err;
-    if ((err = sq_gguf_get_str(m->file, "mod.norm.type", true, &type, msg))) return err;
-    if ((err = sq_gguf_get_f32(m->file, "mod.norm.scale", true, &net->norm_scale, msg))) return err;
-    if ((err = sq_gguf_get_f32(m->file, "mod.norm.bias", true, &net->norm_bias, msg))) return err;
-    if (!isfinite(net->norm_scale) || !isfinite(net->norm_bias))
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: keys mod.norm.scale and mod.norm.bias must be finite",
-                       sq_gguf_path(m->file));
-    for (unsigned i = 0; i < SQ_COUNT(names); i++)
-        if (sq_str_eq(type, names[i])) {
-            net->norm = (sq_norm_type)i;
-            return SQUINT_OK;
-        }
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key mod.norm.type: not tanh, sigmoid, softmax or none",
-                   sq_gguf_path(m->file));
-}
-
-/* Everything that could mean another execution than p-MoD's is refused by name. */
-static squint_err check_mode(squint_model *m, squint_msg *msg)
-{
-    static const struct {
-        const char *key, *value;
-    } fixed[] = {{"mod.type", "pmod"},           {"mod.mode", "pmod"},
-                 {"mod.router.input", "hidden"}, {"mod.weight.apply", "mlp+skip"},
-                 {"mod.position", "original"},   {"mod.prefill.select", "topk"},
-                 {"mod.decode.rule", "dense"},   {"mod.decode.position", "global"}};
-    squint_err err;
-    uint32_t version = MOD_VERSION, outputs = 1;
-    bool shared = false;
-    for (size_t i = 0; i < SQ_COUNT(fixed); i++)
-        if ((err = must_be(m, fixed[i].key, fixed[i].value, msg))) return err;
-    if ((err = read_u32(m, "mod.version", true, 1, MOD_VERSION, &version, msg))) return err;
-    if ((err = read_u32(m, "mod.router.outputs", false, 1, 1, &outputs, msg))) return err;
-    if ((err = sq_gguf_get_bool(m->file, "mod.router.shared", false, &shared, msg))) return err;
-    if (shared)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key mod.router.shared: p-MoD has a router in each layer",
-                       sq_gguf_path(m->file));
-    /* One tile: "vision_hr" has nothing else to name here, and "all" would route text. */
-    return must_be(m, "mod.target", "vision_all", msg);
-}
-
-static bool is_f32(const squint_model *m, const char *name)
-{
-    const sq_gguf_tensor *const t = sq_gguf_find(m->file, name);
-    return !t || t->type == SQ_TENSOR_F32;
-}
-
-static squint_err load_router(squint_model *m, const sq_decoder *net, uint32_t l, sq_decoder_layer *w, squint_msg *msg)
-{
-    char weight[64], bias[64];
-    const float *b;
-    squint_err err;
-    snprintf(weight, sizeof weight, "blk.%u.mod_router.weight", l);
-    snprintf(bias, sizeof bias, "blk.%u.mod_router.bias", l);
-    if (!w->is_mod && (sq_gguf_find(m->file, weight) || sq_gguf_find(m->file, bias)))
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: a router, but layer %u is not one of mod.layer_is_mod",
-                       sq_gguf_path(m->file), weight, l);
-    if (!w->is_mod) return SQUINT_OK;
-    if (!is_f32(m, weight) || !is_f32(m, bias))
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: routers are F32; a rounded score keeps other tokens",
-                       sq_gguf_path(m->file), weight);
-    if ((err = sq_load_vec(m, weight, net->d, true, &w->router_w, msg))) return err;
-    if ((err = sq_load_vec(m, bias, 1, false, &b, msg))) return err;
-    w->router_b = b ? *b : 0.0f;
-    return SQUINT_OK;
-}
-
-static squint_err read_ratios(squint_model *m, sq_decoder *net, squint_msg *msg)
-{
-    bool is_mod[MAX_LAYERS];
-    float ratio[MAX_LAYERS];
-    squint_err err;
-    if ((err = sq_gguf_get_bools(m->file, "mod.layer_is_mod", true, is_mod, net->n_layers, msg))) return err;
-    if ((err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", true, ratio, net->n_layers, msg))) return err;
-    for (uint32_t l = 0; l < net->n_layers; l++) {
-        sq_decoder_layer *const w = &net->layers[l];
-        if (!(ratio[l] >= 0 && ratio[l] <= 1))
-            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key mod.layer_ratio: %g of layer %u is not from 0 to 1",
-                           sq_gguf_path(m->file), (double)ratio[l], l);
-        w->is_mod = is_mod[l];
-        w->ratio = ratio[l];
-    }
-    return SQUINT_OK;
-}
-
-static squint_err load_routing(squint_model *m, sq_decoder *net, squint_msg *msg)
-{
-    squint_err err;
-    net->routed = sq_gguf_find_key(m->file, "mod.type") != NULL;
-    if (net->routed) {
-        if ((err = check_mode(m, msg))) return err;
-        if ((err = read_norm(m, net, msg))) return err;
-        if ((err = read_ratios(m, net, msg))) return err;
-    }
-    for (uint32_t l = 0; l < net->n_layers; l++)
-        if ((err = load_router(m, net, l, &net->layers[l], msg))) return err;
-    return SQUINT_OK;
-}
-
 /* ---- the family ---- */
 
 void sq_llava_describe(squint_model *m)
@@ -291,7 +179,7 @@ static squint_err load(squint_model *m, squint_msg *msg)
         return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u layers", sq_gguf_path(m->file),
                        net->decoder.n_layers);
     if ((err = load_decoder(m, &net->decoder, msg))) return err;
-    if ((err = load_routing(m, &net->decoder, msg))) return err;
+    if ((err = sq_modes_load(m, &net->decoder, msg))) return err;
     sq_llava_describe(m);
     return load_tower(m, net, msg);
 }
@@ -362,7 +250,7 @@ static void reset(squint_session *s)
     sq_llava_state *const state = sq_llava_state_of(s);
     for (uint32_t l = 0; l < net->n_layers; l++)
         state->kv[l].n = 0;
-    state->last_image = 0;
+    state->pooled_end = 0;
 }
 
 static squint_err encode(squint_session *s, squint_msg *msg)
@@ -373,16 +261,18 @@ static squint_err encode(squint_session *s, squint_msg *msg)
     return err;
 }
 
-/* Text after the last vision token has one entry in every layer's cache: taking it off is a subtraction. */
+/* What a layer skipped left no entry there: each cache loses those of the places that are taken off. */
 static squint_err rewind_to(squint_session *s, uint32_t n_past, squint_msg *msg)
 {
     sq_llava_state *const state = sq_llava_state_of(s);
-    if (n_past < state->last_image)
-        return sq_fail(msg, SQUINT_ERR_ARGUMENT,
-                       "cannot rewind to token %u: vision tokens up to %u are routed together", n_past,
-                       state->last_image);
-    for (uint32_t l = 0; l < s->model->n_layers; l++)
-        state->kv[l].n -= s->n_past - n_past;
+    if (n_past < state->pooled_end)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "cannot rewind to token %u: those up to %u are routed together",
+                       n_past, state->pooled_end);
+    for (uint32_t l = 0; l < s->model->n_layers; l++) {
+        sq_kv_layer *const kv = &state->kv[l];
+        while (kv->n && kv->at[kv->n - 1] >= n_past)
+            kv->n--;
+    }
     return SQUINT_OK;
 }
 
@@ -392,13 +282,17 @@ size_t sq_llava_kv_bytes(const squint_session *s)
     return sq_kv_units(type, sq_llava_of(s)->decoder.head_dim) * sq_kv_unit_bytes(type);
 }
 
-static size_t kv_bytes(const squint_session *s)
+static size_t kv_entries(const squint_session *s)
 {
-    const sq_decoder *const net = &sq_llava_of(s)->decoder;
     size_t entries = 0;
-    for (uint32_t l = 0; l < net->n_layers; l++)
+    for (uint32_t l = 0; l < s->model->n_layers; l++)
         entries += sq_llava_state_of(s)->kv[l].n;
-    return entries * 2 * net->n_kv_heads * sq_llava_kv_bytes(s);
+    return entries;
+}
+
+static size_t kv_entry_bytes(const squint_session *s)
+{
+    return 2 * sq_llava_of(s)->decoder.n_kv_heads * sq_llava_kv_bytes(s);
 }
 
 const sq_family sq_family_llava = {
@@ -410,5 +304,6 @@ const sq_family sq_family_llava = {
     .encode = encode,
     .forward = sq_decoder_forward,
     .rewind = rewind_to,
-    .kv_bytes = kv_bytes,
+    .kv_entries = kv_entries,
+    .kv_entry_bytes = kv_entry_bytes,
 };

@@ -9,7 +9,7 @@
 
 #include "runtime/engine.h"
 
-enum { SQ_MAX_STEM = 4 };
+enum { SQ_MAX_STEM = 4, SQ_MAX_LAYERS = 512 };
 
 /* ---- Shapes and weights ------------------------------------------------------------------ */
 
@@ -50,12 +50,57 @@ typedef struct sq_projector {
     const float *b0, *b2;
 } sq_projector;
 
+/* ---- How routed layers run ---------------------------------------------------------------- */
+
+/* What the router of a layer reads. */
+typedef enum sq_score {
+    SQ_SCORE_NONE,      /* all layers are dense */
+    SQ_SCORE_HIDDEN,    /* vision tokens as they enter the layer; a pass without any is dense */
+    SQ_SCORE_ATTN_NORM, /* every token, normed for attention; two outputs, of which the difference counts */
+} sq_score;
+
+/* Who may be skipped. */
+typedef enum sq_target { SQ_TARGET_VISION, SQ_TARGET_ALL } sq_target;
+
+/* Who stays in a pass of several tokens. */
+typedef enum sq_select {
+    SQ_SELECT_TOP_K,     /* the layer's ratio of the targets */
+    SQ_SELECT_THRESHOLD, /* those above a probability */
+    SQ_SELECT_CAPACITY,  /* all but a share of the vision tokens, or of the first `region` tokens of the sequence */
+} sq_select;
+
+/* What a token's weight multiplies. */
+typedef enum sq_weight { SQ_WEIGHT_MLP_SKIP, SQ_WEIGHT_MLP, SQ_WEIGHT_ATTN_MLP } sq_weight;
+
+/* RoPE positions of the tokens that a layer runs: those of the sequence, or on from the length of its cache. */
+typedef enum sq_position { SQ_POSITION_ORIGINAL, SQ_POSITION_COMPRESSED } sq_position;
+typedef enum sq_decode_position { SQ_DECODE_GLOBAL, SQ_DECODE_LOCAL } sq_decode_position;
+
+/* A pass of one token of text: as any pass; runs from a probability on, else it leaves nothing in the cache; runs. */
+typedef enum sq_decode { SQ_DECODE_DENSE, SQ_DECODE_THRESHOLD, SQ_DECODE_ALWAYS } sq_decode;
+
+typedef struct sq_mode {
+    const char *name;
+    sq_score score;
+    sq_target target;
+    sq_select select;
+    bool at_threshold; /* in a pass of several tokens the threshold itself passes */
+    sq_weight weight;
+    sq_position position;
+    sq_decode decode;
+    sq_decode_position decode_position;
+    bool any_decode_position; /* a file may choose */
+    float prefill_threshold, decode_threshold;
+    float skip_ratio; /* SQ_SELECT_CAPACITY */
+    uint32_t region;  /* SQ_SELECT_CAPACITY of SQ_TARGET_ALL */
+} sq_mode;
+
 typedef struct sq_decoder_layer {
     const float *attn_norm, *ffn_norm; /* [d] */
     sq_mat q, k, v, o, gate, up, down;
     bool is_mod;           /* a ratio of 1 does not make a layer dense: kept tokens are weighted */
-    float ratio;           /* of the routable tokens that the layer runs */
-    const float *router_w; /* [d], is_mod only */
+    float ratio;           /* SQ_SELECT_TOP_K: of the vision tokens that the layer runs */
+    const float *router_w; /* [d], is_mod only; SQ_SCORE_ATTN_NORM: for rows divided by their rms */
     float router_b;
 } sq_decoder_layer;
 
@@ -63,7 +108,7 @@ typedef struct sq_decoder {
     uint32_t n_layers, d, f, n_heads, n_kv_heads, head_dim, n_vocab;
     float eps, rope_base;
     bool rope_half; /* pairs (i, i + head_dim/2); else (2i, 2i + 1), as llama.cpp's files have them */
-    bool routed;    /* mod.type = pmod */
+    sq_mode mode;
     sq_norm_type norm;
     float norm_scale, norm_bias;
     sq_mat token_embd, output;
@@ -82,6 +127,7 @@ typedef struct sq_llava {
 /* Keys and values of one layer: [n_kv_heads][capacity][head_dim] of the session's kv type, and as much again. */
 typedef struct sq_kv_layer {
     uint8_t *k, *v;
+    uint32_t *at;         /* [capacity] the entries' places in the sequence, rising */
     uint32_t n, capacity; /* entries, of this layer alone */
 } sq_kv_layer;
 
@@ -100,16 +146,17 @@ typedef struct sq_llava_state {
     float *mlp;          /* [max_rows][2 f]: gate, then up; room for [max_rows][d] */
     float *rope;         /* [max_tokens][head_dim]: cosines, then sines */
     sq_kv_layer *kv;     /* [n_layers] */
-    uint32_t last_image; /* position after the last vision token: no rewinding before it */
-    /* routing, of one pass */
-    uint32_t *targets;       /* [max_vision] rows of routable tokens, rising */
-    int32_t *keys;           /* [max_vision] scratch of the choice */
-    uint32_t *chosen;        /* [max_vision] indices into targets, rising: vision tokens that the layer runs */
-    float *scores, *weights; /* [max_vision] */
-    sq_lag *lag;             /* [max_vision] */
-    uint32_t *listed;        /* [max_vision] indices into targets, of rows to visit */
+    uint32_t pooled_end; /* place after the last token on which the choice of others depended: no rewinding before it */
+    /* routing, of one pass; [max] is sq_max_targets() */
+    uint32_t *targets;       /* [max] rows of tokens with a score, rising */
+    int32_t *keys;           /* [max] scratch of the choice */
+    float *ranks;            /* [max] scores that protected tokens cannot lose with */
+    uint32_t *chosen;        /* [max] indices into targets, rising: those that the layer runs */
+    float *scores, *weights; /* [max] */
+    sq_lag *lag;             /* [max] */
+    uint32_t *listed;        /* [max] indices into targets, of rows to visit */
     uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */
-    float *kept_weight;      /* [max_rows] of their MLP branch */
+    float *kept_weight;      /* [max_rows] */
     /* tower */
     float *map[2];   /* feature maps of the stem, height x width x channels */
     float *patches;  /* rows of a convolution's input */
@@ -126,8 +173,10 @@ typedef struct sq_pass {
     squint_session *s;
     const sq_decoder *net;
     sq_llava_state *state;
-    uint32_t n;         /* rows of x */
-    uint32_t n_targets; /* routable rows; 0 makes every layer dense */
+    const uint32_t *ids; /* [n] */
+    uint32_t n;          /* rows of x */
+    uint32_t n_vision;
+    uint32_t n_targets; /* rows with a score; 0 makes every layer dense */
 } sq_pass;
 
 /* The rows that a layer runs. */
@@ -135,6 +184,8 @@ typedef struct sq_run {
     uint32_t m;
     const uint32_t *rows;    /* [m] rising, or NULL for all */
     const float *mlp_weight; /* [m] or NULL for 1 */
+    const float *attn_weight;
+    bool compressed; /* positions go on from the length of the layer's cache, not of the sequence */
 } sq_run;
 
 /* models/decoder.c */
@@ -145,7 +196,19 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
 /** A dense layer over some rows: attention among them and what the layer's cache holds, then the MLP. */
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
 
+/* models/modes.c */
+/** NULL when there is none of this name. */
+const sq_mode *sq_mode_named(sq_str name);
+/** Reads mod.* and the routers; attn_norm of the layers is loaded. Without mod.type there must be no routers. */
+squint_err sq_modes_load(squint_model *m, sq_decoder *net, squint_msg *msg);
+
 /* models/mod_layer.c */
+/** Tokens of a pass that can have a score. */
+uint32_t sq_max_targets(const sq_limits *limits, const sq_decoder *net);
+/** Entries that a layer's cache can come to hold. */
+uint32_t sq_mod_capacity(const sq_limits *limits, const sq_decoder *net, uint32_t layer);
+/** Lists the rows that have a score in this pass, and notes how far they are chosen together. */
+void sq_mod_begin(sq_pass *p);
 squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);
 /** Multiplies the rows from first_row on by the factors they lag behind: before anything but sq_mod_layer_run() reads
  * them. */
@@ -164,6 +227,9 @@ void sq_projector_forward(squint_session *s);
 extern const sq_family sq_family_llava;
 /** Fills in what the engine wants to know of a decoder. */
 void sq_llava_describe(squint_model *m);
+/** A key from lowest to highest. */
+squint_err sq_llava_read_u32(const squint_model *m, const char *key, bool required, uint32_t lowest, uint32_t highest,
+                             uint32_t *out, squint_msg *msg);
 
 static inline const sq_llava *sq_llava_of(const squint_session *s) { return s->model->net; }
 static inline sq_llava_state *sq_llava_state_of(const squint_session *s) { return s->state; }

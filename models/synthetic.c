@@ -242,7 +242,7 @@ static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_ms
                         .eps = 1e-5f,
                         .rope_base = 10000.0f,
                         .rope_half = true,
-                        .routed = shape->layer_is_mod != NULL,
+                        .mode = *sq_mode_named((sq_str){"pmod", 4}),
                         .norm = SQ_NORM_TANH,
                         .norm_scale = 0.2f,
                         .norm_bias = 1.0f};

@@ -80,9 +80,9 @@ typedef enum sq_trace_what {
     SQ_TRACE_PROJECTED, /* vision tokens as the decoder gets them */
     SQ_TRACE_EMBEDDED,  /* the sequence before layer 0 */
     SQ_TRACE_LAYER,     /* the sequence after a layer */
-    SQ_TRACE_SCORES,    /* router logits of the routable tokens, one row */
+    SQ_TRACE_SCORES,    /* router logits of the tokens that have one, one row: p-MoD's vision tokens, gamma's all */
     SQ_TRACE_KEPT,      /* uint32 positions in this pass that the layer runs, one row */
-    SQ_TRACE_WEIGHTS,   /* weights of the routable tokens, one row */
+    SQ_TRACE_WEIGHTS,   /* weights of the same tokens, one row */
 } sq_trace_what;
 typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols);
 
@@ -113,7 +113,7 @@ struct squint_session {
     float *vision;           /* [max_vision][d]: written by encode, read by forward */
     float *logits;           /* [max_logits][n_vocab] */
     uint32_t n_past;         /* tokens in the caches; the next one's position */
-    uint32_t n_routed;       /* routable tokens in the caches */
+    uint32_t n_routed;       /* vision tokens in the caches */
     bool broken;             /* a pass failed half-way: only a reset helps */
     uint32_t *kept;          /* [n_layers] vision tokens run by each layer in the last routed pass */
     double macs, macs_dense; /* of the decoder since sq_session_reset() */
@@ -146,17 +146,20 @@ void sq_session_reset(squint_session *s);
 squint_err sq_session_encode(squint_session *s, squint_msg *msg);
 /**
  * Appends n tokens to the sequence and runs them: prefill, append and decode are all this. SQ_IMAGE_TOKEN takes
- * the next row of s->vision. A pass with image tokens routes, and must be the first to have any (spec
- * 3.6, 3.7: routing pools all vision tokens); a pass without runs dense.
+ * the next row of s->vision. A pass with image tokens must be the first to have any: routing may pool all vision
+ * tokens. p-MoD runs a pass without them dense; gamma-MoD routes every pass, one of a single text token by the rule of
+ * generation.
  *
  * @param n_logits  logits of the last n_logits tokens are left in s->logits, row 0 the earliest
  * @return SQUINT_OK; _LIMIT, _ARGUMENT: nothing was done; _NUMERIC, _CANCELLED: the sequence must be reset
  */
 squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
-/** Takes the last tokens off the sequence, down to n_past. Vision tokens stay. */
+/** Takes the last tokens off the sequence, down to n_past. Tokens that were routed together stay: vision tokens. */
 squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg);
 /** Bytes of keys and values in use, all layers. */
 size_t sq_session_kv_bytes(const squint_session *s);
+/** What they would be if no layer had skipped a token. */
+size_t sq_session_kv_bytes_dense(const squint_session *s);
 /** Decodes pixels into s->pixels by the model's rule. */
 squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
                               squint_msg *msg);
@@ -205,7 +208,8 @@ struct sq_family {
     /** The contract of sq_session_forward(); arguments are checked, n_past is advanced by the engine. */
     squint_err (*forward)(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
     squint_err (*rewind)(squint_session *s, uint32_t n_past, squint_msg *msg);
-    size_t (*kv_bytes)(const squint_session *s);
+    size_t (*kv_entries)(const squint_session *s);     /* in use, all layers */
+    size_t (*kv_entry_bytes)(const squint_session *s); /* keys and values of a token in a layer */
 };
 
 /** All families, NULL at the end; defined in models/families.c. */

@@ -50,5 +50,17 @@ squint_err sq_route_top_k(const sq_kernels *kernels, const float *z, uint32_t n,
 {
     const uint32_t nan = kernels->select(z, n, k, keys, kept);
     if (nan == n) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_NUMERIC, "the router's score of vision token %u is NaN", nan);
+    return sq_fail(msg, SQUINT_ERR_NUMERIC, "the router's score of routable token %u is NaN", nan);
+}
+
+squint_err sq_route_threshold(const float *z, uint32_t n, float threshold, bool at_threshold, uint32_t *kept,
+                              uint32_t *n_kept, squint_msg *msg)
+{
+    const double logit = log((double)threshold / (1.0 - (double)threshold));
+    *n_kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (isnan(z[i])) return sq_fail(msg, SQUINT_ERR_NUMERIC, "the router's score of routable token %u is NaN", i);
+        if ((double)z[i] > logit || (at_threshold && (double)z[i] == logit)) kept[(*n_kept)++] = i;
+    }
+    return SQUINT_OK;
 }

@@ -1,5 +1,6 @@
 /*
- * Routing of a Mixture-of-Depths layer: weights of scores, choice of rows. p-MoD, arXiv 2412.04449.
+ * Routing of a Mixture-of-Depths layer: weights of scores, choice of rows. p-MoD, arXiv 2412.04449; gamma-MoD, arXiv
+ * 2410.13859.
  * SPDX-License-Identifier: MIT
  */
 #ifndef SQ_ROUTE_H
@@ -19,5 +20,14 @@ void sq_route_weights(sq_norm_type type, float scale, float bias, const float *z
 /** The choice of sq_select_fn. Fails on NaN and says where. */
 squint_err sq_route_top_k(const sq_kernels *kernels, const float *z, uint32_t n, uint32_t k, int32_t *keys,
                           uint32_t *kept, squint_msg *msg);
+
+/**
+ * The rows whose probability sigmoid(z[i]) is above the threshold, or at it, as indices in rising order. Scores are
+ * compared, in binary64, not probabilities: these are 0 or 1 long before scores stop to differ.
+ * @param kept  [n] out, the first *n_kept of it
+ * @return as sq_route_top_k()
+ */
+squint_err sq_route_threshold(const float *z, uint32_t n, float threshold, bool at_threshold, uint32_t *kept,
+                              uint32_t *n_kept, squint_msg *msg);
 
 #endif

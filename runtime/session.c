@@ -250,4 +250,12 @@ squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg
     return err;
 }
 
-size_t sq_session_kv_bytes(const squint_session *s) { return s->model->family->kv_bytes(s); }
+size_t sq_session_kv_bytes(const squint_session *s)
+{
+    return s->model->family->kv_entries(s) * s->model->family->kv_entry_bytes(s);
+}
+
+size_t sq_session_kv_bytes_dense(const squint_session *s)
+{
+    return (size_t)s->model->n_layers * s->n_past * s->model->family->kv_entry_bytes(s);
+}

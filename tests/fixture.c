@@ -327,6 +327,22 @@ void fixture_routing(fixture *f, const bool *is_mod, const float *ratio)
     }
 }
 
+void fixture_gates(fixture *f, const char *mode, const bool *is_mod)
+{
+    float ratio[64];
+    for (uint32_t l = 0; l < f->shape.n_layers; l++)
+        ratio[l] = 1;
+    fixture_u32(f, "mod.version", 1);
+    fixture_str(f, "mod.type", strcmp(mode, "threshold") ? "gamma" : "threshold");
+    fixture_str(f, "mod.mode", mode);
+    fixture_bools(f, "mod.layer_is_mod", is_mod, f->shape.n_layers);
+    fixture_f32s(f, "mod.layer_ratio", ratio, f->shape.n_layers);
+    fixture_str(f, "mod.router.input", "attn_norm");
+    fixture_u32(f, "mod.router.outputs", 2);
+    fixture_bool(f, "mod.router.shared", true);
+    fixture_weights(f, "mod_router.weight", f->shape.d, 2, 1003, 0, 2);
+}
+
 /* New row 2i + j of each head is old row j * (head_dim / 2) + i. */
 static void interleave_rows(fixture *f, const char *name)
 {

@@ -30,6 +30,8 @@ fixture *fixture_decoder(uint32_t n_layers);
 fixture *fixture_decoder_of(const fixture_shape *shape);
 /** Makes it p-MoD with tanh_0.2_1. @param is_mod, ratio  [n_layers] */
 void fixture_routing(fixture *f, const bool *is_mod, const float *ratio);
+/** Gives it gamma-MoD's router, one for all layers, and the keys of a file for this mode.  @param is_mod  [n_layers] */
+void fixture_gates(fixture *f, const char *mode, const bool *is_mod);
 /** Adds a CLIP tower of 3 layers, width 16, 12 x 12 pixels, 9 patches, of which 2 layers run, and a projector. */
 void fixture_tower(fixture *f);
 /** Reorders the rows of W_q and W_k as llama.cpp's files have them, and says so in squint.rope_layout. */

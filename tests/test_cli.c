@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: MIT
  */
 #include "tests/command.h"
+#include "tests/fixture.h"
 #include "tests/support.h"
 
 #include <cjson/cJSON.h>
@@ -289,6 +290,32 @@ static void info_tells_what_is_there(void **state)
     cJSON_Delete(info);
     command_result_free(&r);
     command_result_free(&json);
+}
+
+/* Where scores decide how much a layer does, info says so and no number. */
+static void info_of_gates(void **state)
+{
+    (void)state;
+    const char *path = temp_path(".gguf");
+    fixture *f = fixture_decoder(4);
+    fixture_gates(f, "gamma-released-mgm", (const bool[]){0, 1, 1, 0});
+    fixture_tower(f);
+    fixture_write(f, path);
+    command_result r = RUN("info", path), json = RUN("info", "--json", path);
+    assert_done(&r);
+    assert_contains(r.out, "gamma-released-mgm, 2 of 4 layers; the scores decide");
+    assert_null(strstr(r.out, "multiply-adds"));
+    cJSON *info = parse(json.out);
+    assert_string_equal(cJSON_GetObjectItem(info, "mod_mode")->valuestring, "gamma-released-mgm");
+    assert_null(cJSON_GetObjectItem(info, "mac_share"));
+    cJSON_Delete(info);
+    command_result_free(&r);
+    command_result_free(&json);
+    r = RUN("caption", "-m", path, "--json", "-n", "8", cat);
+    assert_done(&r);
+    command_result_free(&r);
+    unlink(path);
+    fixture_free(f);
 }
 
 /* The share that info estimates is the one that a caption measures. */
@@ -665,6 +692,7 @@ int main(void)
         cmocka_unit_test(ctrl_c_ends_with_130),
         cmocka_unit_test(a_full_disk_is_told),
         cmocka_unit_test(info_tells_what_is_there),
+        cmocka_unit_test(info_of_gates),
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(quantised_models_caption),
         cmocka_unit_test(f32_is_lossless),

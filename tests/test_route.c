@@ -28,6 +28,31 @@ static void test_count(void **state)
     assert_int_equal(sq_route_count(1, 0.85f), 0);
 }
 
+/* gamma's thresholds: 0.005 is the score -5.293304824724492, between these two neighbours; 0.5 is the score 0. */
+static void test_threshold(void **state)
+{
+    (void)state;
+    static const float z[] = {-5.2933044f, -5.2933054f, 0, -0.0f, 1e-7f, -1e-7f, 90, -90, INFINITY, -INFINITY};
+    static const struct {
+        float threshold;
+        bool at;
+        uint32_t n, kept[10];
+    } cases[] = {{0.005f, false, 7, {0, 2, 3, 4, 5, 6, 8}},
+                 {0.005f, true, 7, {0, 2, 3, 4, 5, 6, 8}},
+                 {0.5f, false, 3, {4, 6, 8}},
+                 {0.5f, true, 5, {2, 3, 4, 6, 8}}};
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        uint32_t kept[SQ_COUNT(z)], n;
+        assert_int_equal(sq_route_threshold(z, SQ_COUNT(z), cases[i].threshold, cases[i].at, kept, &n, NULL), 0);
+        assert_int_equal(n, cases[i].n);
+        assert_memory_equal(kept, cases[i].kept, n * sizeof *kept);
+    }
+    uint32_t kept[2], n;
+    squint_msg msg;
+    assert_int_equal(sq_route_threshold((const float[]){1, NAN}, 2, 0.5f, true, kept, &n, &msg), SQUINT_ERR_NUMERIC);
+    assert_non_null(strstr(msg.text, "token 1 is NaN"));
+}
+
 /* The ratio of a layer under shiftedcos_decay_0.85_0.15, as a file rounds it. */
 static float schedule(int layer) { return (float)fmax(cos(3.14159265358979323846 * layer / 31) / 2 + 0.5, 0.15); }
 
@@ -235,6 +260,7 @@ int main(void)
         cmocka_unit_test(test_count_is_binary32),
         cmocka_unit_test(test_count_of_the_schedule),
         cmocka_unit_test(test_count_is_clamped),
+        cmocka_unit_test(test_threshold),
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_softmax_weights),
         cmocka_unit_test(test_saturated_weights),

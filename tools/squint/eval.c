@@ -162,16 +162,6 @@ static squint_err read_picture(eval_job *job, const char *path, squint_msg *msg)
     return err;
 }
 
-/* What the caches would hold if no layer skipped: entries are of one size in all layers. */
-static double dense_kv_bytes(const eval_job *job, double kv_bytes)
-{
-    const squint_model *m = job->model;
-    double entries = 0;
-    for (uint32_t l = 0; l < m->n_layers; l++)
-        entries += job->n_prompt - m->n_vision + job->session->kept[l];
-    return entries > 0 ? kv_bytes / entries * m->n_layers * job->n_prompt : 0;
-}
-
 static squint_err see(eval_job *job, const char *path, squint_msg *msg)
 {
     squint_session *s = job->session;
@@ -186,9 +176,8 @@ static squint_err see(eval_job *job, const char *path, squint_msg *msg)
     if ((err = sq_session_forward(s, job->prompt, job->n_prompt, 1, msg))) return err;
     t->ms[SQUINT_STAGE_PREFILL] += lap(&clock);
     memcpy(job->first, s->logits, job->model->n_vocab * sizeof *job->first);
-    const double kv_bytes = (double)sq_session_kv_bytes(s);
-    t->kv_bytes += kv_bytes;
-    t->kv_bytes_dense += dense_kv_bytes(job, kv_bytes);
+    t->kv_bytes += (double)sq_session_kv_bytes(s);
+    t->kv_bytes_dense += (double)sq_session_kv_bytes_dense(s);
     t->macs += s->macs;
     t->macs_dense += s->macs_dense;
     return SQUINT_OK;

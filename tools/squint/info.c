@@ -25,7 +25,7 @@ typedef struct layer_facts {
 
 typedef struct model_facts {
     const sq_gguf *file;
-    sq_str name, architecture, template_name, mod_type, mod_norm;
+    sq_str name, architecture, template_name, mod_type, mod_mode, mod_norm;
     float mod_scale, mod_bias;
     uint32_t n_layers, d, f, n_heads, n_kv_heads, n_ctx, n_pieces;
     uint32_t vision_layers, vision_d, image_size, patch_size;
@@ -104,21 +104,30 @@ static squint_err read_vision(model_facts *m, squint_msg *msg)
     return SQUINT_OK;
 }
 
+/* Other kinds than p-MoD's decide by the scores how many tokens a layer keeps. */
+static bool keeps_ratios(const model_facts *m) { return sq_str_eq(m->mod_type, "pmod"); }
+
 static squint_err read_routing(model_facts *m, squint_msg *msg)
 {
     float *ratios = cli_alloc(m->n_layers, sizeof *ratios);
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        ratios[l] = 1;
     bool *is_mod = cli_alloc(m->n_layers, sizeof *is_mod);
     squint_err err = sq_gguf_get_str(m->file, "mod.type", false, &m->mod_type, msg);
     if (!err && m->mod_type.len) {
+        m->mod_mode = m->mod_type;
         err = sq_gguf_get_bools(m->file, "mod.layer_is_mod", true, is_mod, m->n_layers, msg);
-        if (!err) err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", true, ratios, m->n_layers, msg);
+        if (!err) err = sq_gguf_get_f32s(m->file, "mod.layer_ratio", keeps_ratios(m), ratios, m->n_layers, msg);
+        if (!err) err = sq_gguf_get_str(m->file, "mod.mode", false, &m->mod_mode, msg);
         if (!err) err = sq_gguf_get_str(m->file, "mod.norm.type", false, &m->mod_norm, msg);
         if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.scale", false, &m->mod_scale, msg);
         if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.bias", false, &m->mod_bias, msg);
     }
     m->layers = cli_alloc(m->n_layers, sizeof *m->layers);
-    for (uint32_t l = 0; l < m->n_layers; l++)
-        m->layers[l] = (layer_facts){.is_mod = is_mod[l], .ratio = is_mod[l] ? ratios[l] : 1};
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        const bool routed = is_mod[l] && !sq_str_eq(m->mod_mode, "dense");
+        m->layers[l] = (layer_facts){.is_mod = routed, .ratio = routed ? ratios[l] : 1};
+    }
     free(ratios);
     free(is_mod);
     return err;
@@ -245,8 +254,13 @@ static void print_routing(const model_facts *m)
     for (uint32_t l = 0; l < m->n_layers; l++)
         n_mod += m->layers[l].is_mod;
     printf("routing       ");
-    put_str(m->mod_type, "");
-    printf(", %u of %u layers, weight %g ", n_mod, m->n_layers, (double)m->mod_scale);
+    put_str(m->mod_mode, "");
+    printf(", %u of %u layers", n_mod, m->n_layers);
+    if (!keeps_ratios(m)) {
+        printf("; the scores decide how many tokens these keep\n");
+        return;
+    }
+    printf(", weight %g ", (double)m->mod_scale);
     put_str(m->mod_norm, "none");
     printf("(score) + %g\n\n  layer  ratio   vision tokens\n", (double)m->mod_bias);
     for (uint32_t l = 0; l < m->n_layers; l++)
@@ -385,7 +399,9 @@ static cJSON *facts_json(const model_facts *m)
     cJSON_AddItemToObject(json, "parameters", parameters);
     cJSON_AddItemToObject(json, "types", types_json(m));
     add_str(json, "mod_type", m->mod_type);
+    add_str(json, "mod_mode", m->mod_mode);
     cJSON_AddItemToObject(json, "layer", layers_json(m));
+    if (m->mod_type.len && !keeps_ratios(m)) return json;
     cli_json_number(json, "vision_share", m->vision_share, 6);
     cli_json_number(json, "kv_share", m->kv_share, 6);
     cli_json_number(json, "mac_share", m->mac_share, 6);
