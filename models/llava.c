@@ -154,6 +154,7 @@ void sq_llava_describe(squint_model *m)
     m->n_layers = net->decoder.n_layers;
     m->n_vocab = net->decoder.n_vocab;
     m->d = net->decoder.d;
+    m->mode = net->decoder.mode.name;
     m->float_decoder = net->decoder.layers[0].q.f32 != NULL;
 }
 

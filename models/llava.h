@@ -199,7 +199,8 @@ void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
 /* models/modes.c */
 /** NULL when there is none of this name. */
 const sq_mode *sq_mode_named(sq_str name);
-/** Reads mod.* and the routers; attn_norm of the layers is loaded. Without mod.type there must be no routers. */
+/** Reads mod.* and the routers, for m->asked_mode or the file's; attn_norm of the layers is loaded. Without mod.type
+ *  there must be no routers. */
 squint_err sq_modes_load(squint_model *m, sq_decoder *net, squint_msg *msg);
 
 /* models/mod_layer.c */

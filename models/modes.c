@@ -112,23 +112,39 @@ static squint_err read_type(const squint_model *m, bool *gated, sq_str *mode, sq
                    path_of(m), shown(type), type.s);
 }
 
-static squint_err find_mode(const squint_model *m, sq_decoder *net, squint_msg *msg)
+#define MODES "pmod, gamma-released, gamma-released-mgm, gamma-train, gamma-paper, threshold or dense"
+
+static bool suits(const sq_mode *mode, bool gated)
 {
-    bool gated = false;
+    return mode->score == SQ_SCORE_NONE || gated == (mode->score == SQ_SCORE_ATTN_NORM);
+}
+
+static squint_err find_mode(const squint_model *m, sq_decoder *net, bool *gated, squint_msg *msg)
+{
     sq_str name = {"", 0};
     squint_err err;
-    if ((err = read_type(m, &gated, &name, msg))) return err;
+    if ((err = read_type(m, gated, &name, msg))) return err;
     if ((err = sq_gguf_get_str(m->file, "mod.mode", false, &name, msg))) return err;
     const sq_mode *const mode = sq_mode_named(name);
     if (!mode)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                       "%s: key mod.mode: \"%.*s\" is not a mode: pmod, gamma-released, gamma-released-mgm, "
-                       "gamma-train, gamma-paper, threshold or dense",
-                       path_of(m), shown(name), name.s);
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key mod.mode: \"%.*s\" is not a mode: " MODES, path_of(m),
+                       shown(name), name.s);
     net->mode = *mode;
-    if (mode->score == SQ_SCORE_NONE || gated == (mode->score == SQ_SCORE_ATTN_NORM)) return SQUINT_OK;
+    if (suits(mode, *gated)) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key mod.mode: %s does not run the routers that mod.type names",
                    path_of(m), mode->name);
+}
+
+/* What the caller asks for replaces the file's mode, if the routers can serve it. */
+static squint_err replace_mode(const squint_model *m, bool gated, sq_decoder *net, squint_msg *msg)
+{
+    const sq_mode *const mode = sq_mode_named((sq_str){m->asked_mode, strlen(m->asked_mode)});
+    if (!mode) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "mode: \"%.64s\" is not one: " MODES, m->asked_mode);
+    if (!suits(mode, gated))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "mode: %s needs other routers than those of %s, which run %s",
+                       mode->name, path_of(m), net->mode.name);
+    net->mode = *mode;
+    return SQUINT_OK;
 }
 
 /* A key that spells out what the mode does: absent, or the mode's word for it. */
@@ -193,7 +209,7 @@ static squint_err read_share(const squint_model *m, const char *key, bool requir
                    open ? "between" : "from", open ? "and" : "to");
 }
 
-static squint_err read_parameters(const squint_model *m, sq_mode *mode, squint_msg *msg)
+static squint_err read_thresholds(const squint_model *m, sq_mode *mode, squint_msg *msg)
 {
     squint_err err = SQUINT_OK;
     if (mode->select == SQ_SELECT_THRESHOLD) {
@@ -202,6 +218,14 @@ static squint_err read_parameters(const squint_model *m, sq_mode *mode, squint_m
     }
     if (!err && mode->decode == SQ_DECODE_THRESHOLD)
         err = read_share(m, "mod.decode.threshold", false, true, &mode->decode_threshold, msg);
+    return err;
+}
+
+/* @param own  the file's mode: gamma's thresholds are none of MoDification's, whose gates were trained otherwise */
+static squint_err read_parameters(const squint_model *m, const sq_mode *own, sq_mode *mode, squint_msg *msg)
+{
+    squint_err err = SQUINT_OK;
+    if (own->at_threshold == mode->at_threshold) err = read_thresholds(m, mode, msg);
     if (!err && mode->select == SQ_SELECT_CAPACITY)
         err = read_share(m, "mod.capacity.skip_ratio", true, false, &mode->skip_ratio, msg);
     if (!err && mode->select == SQ_SELECT_CAPACITY && mode->target == SQ_TARGET_ALL)
@@ -341,18 +365,32 @@ static squint_err load_routers(squint_model *m, const sq_decoder *net, squint_ms
 
 /* ---- all of it ---- */
 
-static squint_err read_mode(squint_model *m, sq_decoder *net, squint_msg *msg)
+/* The file's mode, whose keys must be right whatever runs, then the one that runs. */
+static squint_err read_modes(squint_model *m, sq_decoder *net, sq_mode *own, squint_msg *msg)
 {
     squint_err err;
+    bool gated = false;
     uint32_t version = MOD_VERSION;
     if ((err = sq_llava_read_u32(m, "mod.version", true, 1, MOD_VERSION, &version, msg))) return err;
-    if ((err = find_mode(m, net, msg)) || net->mode.score == SQ_SCORE_NONE) return err;
+    if ((err = find_mode(m, net, &gated, msg))) return err;
+    if (net->mode.score != SQ_SCORE_NONE) {
+        if ((err = read_decode_position(m, &net->mode, msg))) return err;
+        if ((err = check_words(m, &net->mode, msg))) return err;
+    }
+    *own = net->mode;
+    m->own_mode = own->name;
+    return m->asked_mode && strcmp(m->asked_mode, own->name) ? replace_mode(m, gated, net, msg) : SQUINT_OK;
+}
+
+static squint_err read_mode(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    sq_mode own;
+    squint_err err;
+    if ((err = read_modes(m, net, &own, msg)) || net->mode.score == SQ_SCORE_NONE) return err;
     const bool gated = net->mode.score == SQ_SCORE_ATTN_NORM;
     uint32_t outputs = gated ? 2 : 1;
-    if ((err = read_decode_position(m, &net->mode, msg))) return err;
-    if ((err = check_words(m, &net->mode, msg))) return err;
     if ((err = sq_llava_read_u32(m, "mod.router.outputs", false, outputs, outputs, &outputs, msg))) return err;
-    if ((err = read_parameters(m, &net->mode, msg))) return err;
+    if ((err = read_parameters(m, &own, &net->mode, msg))) return err;
     net->norm = SQ_NORM_SIGMOID;
     net->norm_scale = 1.0f;
     net->norm_bias = 0.0f;
@@ -360,11 +398,19 @@ static squint_err read_mode(squint_model *m, sq_decoder *net, squint_msg *msg)
     return read_layers(m, net, msg);
 }
 
+static squint_err without_routers(squint_model *m, sq_decoder *net, squint_msg *msg)
+{
+    net->mode = *sq_mode_named((sq_str){"dense", 5});
+    m->own_mode = net->mode.name;
+    if (!m->asked_mode || !strcmp(m->asked_mode, "dense")) return load_routers(m, net, msg);
+    return sq_fail(msg, SQUINT_ERR_ARGUMENT, "mode: \"%.64s\" needs routers, and %s has none", m->asked_mode,
+                   path_of(m));
+}
+
 squint_err sq_modes_load(squint_model *m, sq_decoder *net, squint_msg *msg)
 {
-    const bool routed = sq_gguf_find_key(m->file, "mod.type") != NULL;
-    const squint_err err = routed ? read_mode(m, net, msg) : SQUINT_OK;
-    /* A file that holds routers and says "dense" is to run without them; one that says nothing is damaged. */
-    if (err || (routed && net->mode.score == SQ_SCORE_NONE)) return err;
-    return load_routers(m, net, msg);
+    if (!sq_gguf_find_key(m->file, "mod.type")) return without_routers(m, net, msg);
+    const squint_err err = read_mode(m, net, msg);
+    /* A file that holds routers may be run without them. */
+    return err || net->mode.score == SQ_SCORE_NONE ? err : load_routers(m, net, msg);
 }

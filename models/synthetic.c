@@ -256,6 +256,7 @@ static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_ms
     m->family = &sq_family_llava;
     m->n_ctx = shape->n_ctx;
     sq_llava_describe(m);
+    m->own_mode = m->mode;
     return shape->tower ? make_tower(m, shape->tower, net, msg) : SQUINT_OK;
 }
 

@@ -53,11 +53,14 @@ struct squint_model {
     sq_tokenizer *tokenizer; /* NULL for a synthetic model */
     sq_owned *owned;
     sq_str template_name;
+    const char *asked_mode; /* of squint_model_options, while loading; NULL: the file's */
     /* What every family tells the engine about itself. */
     uint32_t n_layers, n_vocab, n_ctx;
     uint32_t max_expanded; /* longest prompt with vision tokens; 0: n_ctx */
     uint32_t d;            /* length of an embedding */
     uint32_t n_vision;     /* vision tokens an image; 0: no tower */
+    const char *mode;      /* how routed layers run, by name */
+    const char *own_mode;  /* and how the file would have it */
     bool float_decoder;    /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
     void *net; /* the family's own: shapes and weights */

@@ -13,6 +13,10 @@ const char *squint_version(void) { return SQ_VERSION; }
 
 const char *squint_model_isa(const squint_model *model) { return model->kernels->isa; }
 
+const char *squint_model_mode(const squint_model *model) { return model->mode; }
+
+const char *squint_model_own_mode(const squint_model *model) { return model->own_mode; }
+
 /* ---- memory that lives as long as the model ---- */
 
 struct sq_owned {
@@ -108,13 +112,14 @@ static squint_err open_model(squint_model **out, const char *path, const void *d
     const squint_allocator alloc = sq_allocator_or_default(&options->allocator);
     squint_model *m = sq_alloc(&alloc, sizeof *m);
     if (!m) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a model");
-    *m = (squint_model){.alloc = alloc};
+    *m = (squint_model){.alloc = alloc, .asked_mode = options->mode};
 
     squint_err err = choose_kernels(m, options->isa, msg);
     if (!err)
         err = data ? sq_gguf_open_memory(&m->file, path, data, size, &m->alloc, msg)
                    : sq_gguf_open(&m->file, path, &m->alloc, msg);
     if (!err) err = load(m, msg);
+    m->asked_mode = NULL; /* the caller's memory */
     if (err)
         squint_model_close(&m);
     else

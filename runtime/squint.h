@@ -87,6 +87,10 @@ typedef struct squint_session squint_session; /* one image and the caption writt
 typedef struct squint_model_options {
     squint_allocator allocator;
     const char *isa; /* kernels to use: "scalar", "avx2", ...; NULL: SQUINT_ISA, then the best here */
+    /* How the layers of a Mixture-of-Depths model choose tokens: "pmod", "gamma-released", "gamma-released-mgm",
+     * "gamma-train", "gamma-paper", "threshold", "dense"; its routers must be of that kind, any runs "dense". NULL: as
+     * its file says. A model is as good as its training only in the mode that it was trained for. */
+    const char *mode;
 } squint_model_options;
 
 /** What a session keeps keys and values in. */
@@ -177,6 +181,10 @@ SQUINT_API void squint_model_close(squint_model **model);
 
 /** Name of the kernels in use ("avx2"); static storage. */
 SQUINT_API const char *squint_model_isa(const squint_model *model);
+
+/** The mode that runs, "dense" for a model without routers; and the one that the file names. Static storage. */
+SQUINT_API const char *squint_model_mode(const squint_model *model);
+SQUINT_API const char *squint_model_own_mode(const squint_model *model);
 
 /** Bytes that a session with these options takes from the allocator, without taking them. 0 when the
  *  options are out of range. */

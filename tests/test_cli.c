@@ -318,6 +318,28 @@ static void info_of_gates(void **state)
     fixture_free(f);
 }
 
+/* A mode that is not the model's own runs, and is told; one that does not fit is refused. */
+static void modes_are_told(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "--mode", "dense", "--json", "-m", model, cat);
+    assert_done(&r);
+    assert_contains(r.err, "squint: runs in mode dense, as asked; the model's own is pmod\n");
+    cJSON *caption = parse(r.out);
+    assert_true(number(caption, "macs") == number(caption, "macs_dense"));
+    assert_string_equal(cJSON_GetObjectItem(caption, "mode")->valuestring, "dense");
+    cJSON_Delete(caption);
+    command_result_free(&r);
+    r = RUN("caption", "--mode", "pmod", "-m", model, cat);
+    assert_done(&r);
+    assert_null(strstr(r.err, "as asked"));
+    command_result_free(&r);
+    r = RUN("caption", "--mode", "gamma-released", "-m", model, cat);
+    assert_true(r.status != 0);
+    assert_contains(r.err, "other routers");
+    command_result_free(&r);
+}
+
 /* The share that info estimates is the one that a caption measures. */
 static void info_and_caption_agree(void **state)
 {
@@ -693,6 +715,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_is_told),
         cmocka_unit_test(info_tells_what_is_there),
         cmocka_unit_test(info_of_gates),
+        cmocka_unit_test(modes_are_told),
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(quantised_models_caption),
         cmocka_unit_test(f32_is_lossless),

@@ -81,16 +81,22 @@ static void note(void *user, sq_trace_what what, int layer, const void *data, ui
 
 static const sq_limits roomy = {.max_rows = 40, .max_tokens = 60, .max_logits = 40, .max_vision = 24, .kv = SQ_KV_F32};
 
-static running start(const fixture *f, const char *isa, const sq_limits *limits)
+static running start_as(const fixture *f, const squint_model_options *options, const sq_limits *limits)
 {
-    running run = {.m = fixture_model(f, isa), .r = calloc(1, sizeof *run.r)};
+    running run = {.r = calloc(1, sizeof *run.r)};
     squint_msg msg;
+    if (fixture_open(&run.m, f, options, &msg)) fail_msg("%s", msg.text);
     if (sq_session_open_limits(&run.s, run.m, &(squint_session_options){.threads = 2}, limits, &msg))
         fail_msg("%s", msg.text);
     fixture_values(run.s->vision, (size_t)limits->max_vision * D, 2000, 0, 1);
     run.s->trace = note;
     run.s->trace_user = run.r;
     return run;
+}
+
+static running start(const fixture *f, const char *isa, const sq_limits *limits)
+{
+    return start_as(f, &(squint_model_options){.isa = isa}, limits);
 }
 
 static void stop(running *run)
@@ -308,10 +314,10 @@ static fixture *golden_fixture(const golden *g, const bool *is_mod)
     return f;
 }
 
-static void check_golden(const golden *g, const char *isa)
+static void check_golden(const golden *g, const fixture *f, const squint_model_options *options)
 {
-    fixture *f = golden_fixture(g, three_layers);
-    running run = start(f, isa, &roomy);
+    running run = start_as(f, options, &roomy);
+    assert_string_equal(squint_model_mode(run.m), g->mode);
     forward(&run, p1_ids, P1_N, P1_N);
     for (uint32_t l = 3; l < 6; l++)
         assert_kept(&run, l, g->kept[l - 3], g->n_kept[l - 3]);
@@ -324,15 +330,17 @@ static void check_golden(const golden *g, const char *isa)
         assert_kv(&run, 13 + i, g->kv[i]);
     }
     stop(&run);
-    fixture_free(f);
 }
 
 static void test_other_modes(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < SQ_COUNT(goldens); i++)
+    for (size_t i = 0; i < SQ_COUNT(goldens); i++) {
+        fixture *f = golden_fixture(&goldens[i], three_layers);
         for (const char *const *isa = sq_kernels_names(); *isa; isa++)
-            check_golden(&goldens[i], *isa);
+            check_golden(&goldens[i], f, &(squint_model_options){.isa = *isa});
+        fixture_free(f);
+    }
 }
 
 /* ---- rules ---- */
@@ -395,6 +403,41 @@ static void test_nothing_kept(void **state)
         decode(&run, decoded[i]);
         assert_memory_equal(logits[i], run.s->logits, sizeof *logits);
     }
+    stop(&run);
+    fixture_free(f);
+}
+
+/* Generated tokens that every layer skips are nowhere: those after them have the logits, to the last bit, that they
+ * would have had without. */
+static void test_skipped_by_all(void **state)
+{
+    (void)state;
+    float logits[FIXTURE_VOCAB];
+    uint32_t kv[N_LAYERS], skipped = 0;
+    fixture *f = gated("gamma-released", all_layers);
+    running run = start(f, NULL, &roomy);
+    forward(&run, p1_ids, P1_N, 1);
+    decode(&run, 8);
+    memcpy(logits, run.s->logits, sizeof logits);
+    rewind_to(&run, P1_N);
+    for (uint32_t l = 0; l < N_LAYERS; l++)
+        kv[l] = kv_length(&run, l);
+    for (uint32_t id = 16; id < FIXTURE_VOCAB && skipped < 5; id++) {
+        bool any = false;
+        decode(&run, id);
+        for (uint32_t l = 0; l < N_LAYERS; l++)
+            any |= kv_length(&run, l) != kv[l];
+        if (any) {
+            rewind_to(&run, run.s->n_past - 1);
+            continue;
+        }
+        skipped++;
+        assert_memory_equal(run.r->layers[N_LAYERS - 1].last, run.r->embedded, sizeof run.r->embedded);
+    }
+    assert_int_equal(skipped, 5);
+    assert_int_equal(run.s->n_past, P1_N + 5);
+    decode(&run, 8);
+    assert_memory_equal(logits, run.s->logits, sizeof logits);
     stop(&run);
     fixture_free(f);
 }
@@ -743,6 +786,73 @@ static void test_dense(void **state)
     fixture_free(pmod);
 }
 
+/* A caller may have another mode than the file's, and gets what a file of that mode gives. Thresholds that the file has
+ * for gamma's prefill are not MoDification's. */
+static void test_asked_modes(void **state)
+{
+    (void)state;
+    static const char *const own[] = {"gamma-released", "dense"};
+    for (size_t i = 0; i < SQ_COUNT(goldens); i++) {
+        const golden *const g = &goldens[i];
+        fixture *f = gated(own[i % 2], three_layers);
+        fixture_str(f, "mod.type", "gamma");
+        fixture_f32(f, "mod.prefill.threshold", 0.005f);
+        fixture_f32(f, "mod.decode.threshold", 0.5f);
+        fixture_f32(f, "mod.capacity.skip_ratio", g->share);
+        fixture_u32(f, "mod.capacity.region", g->region + !g->region);
+        if (!g->position) check_golden(g, f, &(squint_model_options){.mode = g->mode});
+        running run = start_as(f, &(squint_model_options){.mode = g->mode}, &roomy);
+        assert_string_equal(squint_model_own_mode(run.m), own[i % 2]);
+        stop(&run);
+        fixture_free(f);
+    }
+}
+
+/* Any model runs dense when asked, with the bits of a dense one. */
+static void test_asked_dense(void **state)
+{
+    (void)state;
+    fixture *f[] = {fixture_decoder(N_LAYERS), gated("gamma-released", three_layers), fixture_decoder(N_LAYERS)};
+    float logits[3][FIXTURE_VOCAB];
+    fixture_routing(f[2], three_layers, (const float[]){1, 1, 1, 0.5f, 0.5f, 0.5f, 1});
+    for (int i = 0; i < 3; i++) {
+        running run = start_as(f[i], &(squint_model_options){.mode = "dense"}, &roomy);
+        assert_string_equal(squint_model_mode(run.m), "dense");
+        forward(&run, p1_ids, P1_N, 1);
+        memcpy(logits[i], run.s->logits, sizeof *logits);
+        assert_memory_equal(logits[0], logits[i], sizeof *logits);
+        assert_kv(&run, 12, (const uint32_t[]){12, 12, 12});
+        stop(&run);
+        fixture_free(f[i]);
+    }
+}
+
+static void test_asked_modes_that_do_not_fit(void **state)
+{
+    (void)state;
+    const struct {
+        const char *mode, *word;
+        squint_err err;
+        fixture *f;
+    } cases[] = {{"pmod", "gamma-released", SQUINT_ERR_ARGUMENT, gated("gamma-released", three_layers)},
+                 {"gamma", "gamma-released-mgm", SQUINT_ERR_ARGUMENT, gated("gamma-released", three_layers)},
+                 {"gamma-paper", "mod.capacity.skip_ratio", SQUINT_ERR_FORMAT, gated("gamma-released", three_layers)},
+                 {"threshold", "has none", SQUINT_ERR_ARGUMENT, fixture_decoder(N_LAYERS)}};
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        squint_model *m;
+        squint_msg msg;
+        assert_int_equal(fixture_open(&m, cases[i].f, &(squint_model_options){.mode = cases[i].mode}, &msg),
+                         cases[i].err);
+        assert_non_null(strstr(msg.text, cases[i].word));
+        fixture_free(cases[i].f);
+    }
+    fixture *f = gated("gamma-released", three_layers); /* a wrong file is wrong in any mode */
+    fixture_str(f, "mod.position", "original");
+    squint_model *m;
+    assert_int_equal(fixture_open(&m, f, &(squint_model_options){.mode = "dense"}, NULL), SQUINT_ERR_UNSUPPORTED);
+    fixture_free(f);
+}
+
 /* A router in each layer, all the same, is the shared one. */
 static void test_router_copies(void **state)
 {
@@ -937,6 +1047,7 @@ int main(void)
         cmocka_unit_test(test_other_modes),
         cmocka_unit_test(test_at_the_threshold),
         cmocka_unit_test(test_nothing_kept),
+        cmocka_unit_test(test_skipped_by_all),
         cmocka_unit_test(test_prompt_of_one_token),
         cmocka_unit_test(test_first_token_may_be_skipped),
         cmocka_unit_test(test_prefill_in_parts),
@@ -951,6 +1062,9 @@ int main(void)
         cmocka_unit_test(test_counts),
         cmocka_unit_test(test_nan_is_refused),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_asked_modes),
+        cmocka_unit_test(test_asked_dense),
+        cmocka_unit_test(test_asked_modes_that_do_not_fit),
         cmocka_unit_test(test_router_copies),
         cmocka_unit_test(test_keys_of_released_files),
         cmocka_unit_test(test_thresholds_of_files),

@@ -83,6 +83,7 @@ static void print_json(const caption_job *job, const squint_result *r)
     cJSON_AddNumberToObject(json, "kv_bytes", (double)r->kv_bytes);
     cJSON_AddNumberToObject(json, "macs", r->prefill_macs);
     cJSON_AddNumberToObject(json, "macs_dense", r->prefill_macs_dense);
+    cJSON_AddStringToObject(json, "mode", squint_model_mode(job->model));
     cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
     cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
     cli_json_line(stdout, json);
@@ -190,12 +191,12 @@ static int caption_images(caption_job *job, char **paths, int n)
     return status;
 }
 
-static int open_and_caption(caption_job *job, const char *model, const char *isa, const squint_session_options *session,
-                            char **paths, int n)
+static int open_and_caption(caption_job *job, const char *model, const squint_model_options *model_options,
+                            const squint_session_options *session, char **paths, int n)
 {
-    const squint_model_options model_options = {.isa = isa};
     squint_msg msg;
-    squint_err err = squint_model_open(&job->model, model, &model_options, &msg);
+    squint_err err = squint_model_open(&job->model, model, model_options, &msg);
+    if (!err && !job->quiet) cli_tell_mode(job->model);
     if (!err) err = squint_session_open(&job->session, job->model, session, &msg);
     const int status = err ? cli_fail(err, &msg) : caption_images(job, paths, n);
     squint_session_close(&job->session);
@@ -205,7 +206,8 @@ static int open_and_caption(caption_job *job, const char *model, const char *isa
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    const char *model = NULL, *isa = NULL;
+    const char *model = NULL;
+    squint_model_options model_options = {0};
     caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress}};
     squint_caption_options *o = &job.options;
     squint_session_options session = {0};
@@ -226,7 +228,8 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_NUMBER('n', "max-tokens", &session.max_tokens, 0, 65536, "0: 64", "N",
                        "longest caption, in tokens (default: 0, 64)"),
         CLI_ROW_THREADS(&session.threads),
-        CLI_ROW_ISA(&isa),
+        CLI_ROW_MODE(&model_options.mode),
+        CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
         CLI_ROW_FLAG('q', "quiet", &job.quiet, "no progress, no timings"),
         CLI_ROW_END,
@@ -240,7 +243,7 @@ static int run(const cli_command *self, int argc, char **argv)
     job.several = argc - first > 1;
     job.options.user = &job;
     if (!job.quiet) cli_bar_enable();
-    return open_and_caption(&job, model, isa, &session, argv + first, argc - first);
+    return open_and_caption(&job, model, &model_options, &session, argv + first, argc - first);
 }
 
 const cli_command caption_command = {

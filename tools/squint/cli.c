@@ -40,6 +40,12 @@ void cli_say(const char *format, ...)
     va_end(args);
 }
 
+void cli_tell_mode(const squint_model *model)
+{
+    const char *const mode = squint_model_mode(model), *const own = squint_model_own_mode(model);
+    if (strcmp(mode, own)) cli_say("runs in mode %s, as asked; the model's own is %s", mode, own);
+}
+
 int cli_misuse(const cli_command *command, const char *format, ...)
 {
     char text[1024];

@@ -106,6 +106,10 @@ bool cli_real(const char *text, double min, double max, double *out);
     CLI_ROW_TEXT(                                                                                                      \
         0, "isa", isa, "NAME",                                                                                         \
         "kernels to use: scalar, avx2, avxvnni, avx512, neon, dotprod, i8mm (default: $SQUINT_ISA, else the best here)")
+#define CLI_ROW_MODE(mode)                                                                                             \
+    CLI_ROW_TEXT(0, "mode", mode, "NAME",                                                                              \
+                 "how layers choose tokens: pmod, gamma-released, gamma-released-mgm, gamma-train, gamma-paper, "      \
+                 "threshold, dense (default: as the model's file says)")
 #define CLI_ROW_KV(kv)                                                                                                 \
     CLI_ROW_CHOICE(0, "kv", kv, cli_kv_words, "TYPE",                                                                  \
                    "keys and values as f16, q8 or f32 (default: auto, f32 for models of f32 weights, else f16)")
@@ -120,6 +124,8 @@ void cli_say(const char *format, ...) CLI_PRINTF(1, 2);
 int cli_misuse(const cli_command *command, const char *format, ...) CLI_PRINTF(2, 3);
 /** Tells a failure of the library; returns the exit status that it means. */
 int cli_fail(squint_err err, const squint_msg *msg);
+/** Tells on stderr that a model does not run as its file says. */
+void cli_tell_mode(const squint_model *model);
 /** Flushes stdout; false, with a message, when it cannot be written. A reader that went away gets no message. */
 bool cli_flush(void);
 /** calloc() that ends the program with a message when there is no memory; never NULL. */

@@ -421,6 +421,7 @@ static void print_json(const eval_job *job, const metrics_scores *scores)
     cli_json_number(json, "mac_ratio", ratio(t->macs, t->macs_dense), 6);
     cJSON_AddItemToObject(json, "ms", stages_json(t));
     cli_json_number(json, "tokens_written", (double)t->written / n, 3);
+    cJSON_AddStringToObject(json, "mode", squint_model_mode(job->model));
     cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
     cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
     cli_json_line(stdout, json);
@@ -453,11 +454,12 @@ static bool close_output(FILE *f, const char *path)
     return false;
 }
 
-static squint_err prepare(eval_job *job, const squint_session_options *options, const char *isa, squint_msg *msg)
+static squint_err prepare(eval_job *job, const squint_model_options *model_options,
+                          const squint_session_options *options, squint_msg *msg)
 {
-    const squint_model_options model_options = {.isa = isa};
-    squint_err err = squint_model_open(&job->model, job->model_path, &model_options, msg);
+    squint_err err = squint_model_open(&job->model, job->model_path, model_options, msg);
     if (err) return err;
+    cli_tell_mode(job->model);
     if (!job->model->n_vision) return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: has no vision tower", job->model_path);
     tokenize_references(job);
     choose_pictures(job);
@@ -485,7 +487,7 @@ static void release(eval_job *job)
     dataset_free(&job->data);
 }
 
-static int evaluate(eval_job *job, const squint_session_options *options, const char *isa)
+static int evaluate(eval_job *job, const squint_model_options *model_options, const squint_session_options *options)
 {
     squint_msg msg = {""};
     int status = CLI_DONE;
@@ -493,7 +495,7 @@ static int evaluate(eval_job *job, const squint_session_options *options, const 
         status = CLI_FAILED;
     } else {
         job->metrics = metrics_new();
-        squint_err err = prepare(job, options, isa, &msg);
+        squint_err err = prepare(job, model_options, options, &msg);
         cli_watch_interrupts(job->session);
         if (!err) err = eval_samples(job, &msg);
         cli_unwatch_interrupts();
@@ -507,7 +509,7 @@ static int evaluate(eval_job *job, const squint_session_options *options, const 
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    const char *isa = NULL;
+    squint_model_options model_options = {0};
     unsigned kv = SQUINT_KV_AUTO;
     squint_session_options session = {0};
     eval_job job = {.max_tokens = 64, .seed = 1};
@@ -526,7 +528,8 @@ static int run(const cli_command *self, int argc, char **argv)
                      "write logits and kept positions of each picture with its first caption there"),
         CLI_ROW_FLAG(0, "json", &job.json, "one JSON object instead"),
         CLI_ROW_THREADS(&session.threads),
-        CLI_ROW_ISA(&isa),
+        CLI_ROW_MODE(&model_options.mode),
+        CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
         CLI_ROW_END,
     };
@@ -542,7 +545,7 @@ static int run(const cli_command *self, int argc, char **argv)
         dataset_free(&job.data);
         return cli_misuse(self, "eval: --shuffle needs two pictures");
     }
-    status = evaluate(&job, &session, isa);
+    status = evaluate(&job, &model_options, &session);
     release(&job);
     return status;
 }
