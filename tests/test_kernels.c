@@ -581,7 +581,8 @@ static void gemm_at_every_edge(void **state)
             check_gemm(SQ_PANEL_I4, 1 + below(2 * kernels->mr), 33, ks[k], groups[g]);
         }
     }
-    check_gemm(SQ_PANEL_I8, 13, 17, 640, 512); /* a group that is longer than a chunk of widened inputs */
+    for (uint32_t n = 8; n <= 128; n += 8)
+        check_gemm(SQ_PANEL_I8, 13, n, 640, 512); /* a group that is longer than a chunk of widened inputs */
     check_gemm(SQ_PANEL_I4, 13, 17, 640, 512);
     check_gemm(SQ_PANEL_I4, 3 * kernels->mr, 33, 2000, 96); /* chunks of unpacked inputs that groups do not fill */
     check_gemm(SQ_PANEL_I4, 3 * kernels->mr, 17, 2100, 2048);
@@ -602,12 +603,14 @@ static void few_rows_and_many_panels(void **state)
     }
 }
 
-/* More rows than fit one block of the cache: 12 KiB a row. */
+/* More rows than fit one block of the cache, which is bounded by bytes, 12 KiB a row, or by the number of rows. */
 static void gemm_in_blocks_of_rows(void **state)
 {
     (void)state;
     check_gemm(SQ_PANEL_I8, 50, 17, 12000, 0);
     check_gemm(SQ_PANEL_I4, 50, 17, 12000, 128);
+    check_gemm(SQ_PANEL_I8, 150, 80, 600, 64);
+    check_gemm(SQ_PANEL_I4, 150, 80, 1100, 64);
 }
 
 /*

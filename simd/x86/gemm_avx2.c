@@ -6,18 +6,21 @@
  * the running sums, 2 the weights, 1 an activation word sent to all lanes, 1 a product. The code is
  * compiled for several R, so a last tile of few rows costs few rows.
  *
+ * Rows are taken in blocks of TILES tiles; within a block PANELS panels are the outer loop, then a chunk of inputs,
+ * whose weights are unpacked once for all tiles and stay in L1, and then the tiles. Activations and float sums of a
+ * block stream from L2.
+ *
  * int4: vpmaddubsw multiplies u4 by s8 and adds pairs; a pair is at most 2 * 15 * 127 = 3810, so 8 steps of 4
  * inputs (30480) fit int16, and one vpmaddwd by ones for 32 inputs widens them to int32, added to sums in memory.
- * Rows are taken in blocks of TILES tiles; within a block the panel is the outer loop, then a chunk of inputs, which is
- * unpacked to a byte an input once for all tiles and stays in L1. The activations of a block stream from L2.
+ * Unpacked weights have a byte an input. Uops of the vector units in 32 inputs, groups of 128: 96 vpmaddubsw, 84 vpaddw
+ * (the first step needs none), 24 to widen, 9 for scales: 213, where the peak loop has 192, so 90 % of it is the most.
  *
- * Uops of the vector units in 32 inputs, groups of 128: 96 vpmaddubsw, 84 vpaddw (the first step needs none), 24 to
- * widen, 9 for scales: 213, where the peak loop has 192, so 90 % of it is the most.
+ * int8: the same instruction would saturate (2 * 255 * 127). Bytes are widened to int16 instead, where vpmaddwd is
+ * exact: even bytes of a word and odd ones, of the weights when they are unpacked, of a tile's activations once for all
+ * panels.
  *
- * int8: the same instruction would saturate (2 * 255 * 127). Bytes are widened to int16 instead, where
- * vpmaddwd is exact: even bytes of a word by AND, odd ones by shift. The activations are widened beforehand,
- * 256 inputs at a time, in the same order, and used for PANELS panels. Rows are taken in blocks whose activations stay
- * in L2; within a block the panel is the outer loop.
+ * A single row, as in decoding, is bound by reading the weights. A core that reads one place at a time gets little more
+ * than half of the bandwidth, so PANELS panels go along together.
  */
 #include "simd/x86/avx2.h"
 
@@ -25,13 +28,12 @@ enum {
     MR = SQ_MR_AVX2,
     NR = SQ_PANEL_N,
     LINE = 64,
-    PANELS = 4,           /* int8: panels that share the widened activations */
-    CHUNK = 256,          /* int8: inputs widened at a time */
-    CHUNK_I4 = 1024,      /* int4: inputs unpacked at a time */
-    TILES = 24,           /* int4: of a block of rows */
-    FETCH_Q = 8,          /* int4: lines of the next tile's activations; the rest comes by itself */
-    PREFETCH = 1024,      /* bytes ahead in the panel */
-    ROWS_BYTES = 1 << 18, /* int8: activations of a block of rows */
+    PANELS = 4,
+    CHUNK_I8 = 256,  /* inputs; the unpacked weights of all panels take 32 KiB */
+    CHUNK_I4 = 512,  /* the same */
+    TILES = 24,      /* of a block at most; their sums are on the stack */
+    FETCH_Q = 8,     /* lines of the next tile's activations; the rest comes by itself */
+    PREFETCH = 1024, /* bytes ahead in a panel whose weights are used once only */
 };
 
 /* ---- Shared: scales, groups, store ------------------------------------------------------- */
@@ -58,11 +60,19 @@ static job make_job(const sq_panels *w, const sq_acts *a, const sq_gemm_out *out
 
 SQ_INLINE const int8_t *tile_q(const job *j, uint32_t tile) { return j->a->q + (size_t)tile * j->k_pad * MR; }
 
-SQ_INLINE uint32_t rows_in(const job *j, uint32_t tile)
-{
-    const uint32_t left = j->a->m - tile * MR;
-    return left < MR ? left : MR;
-}
+/* Inputs [k, k + n) of a tile and of some panels: whole groups, or what is left of the last. */
+typedef struct piece {
+    uint32_t tile, k, n, panel, panels;
+    const uint8_t *line; /* the weights of the first panel */
+    size_t stride;       /* from panel to panel */
+} piece;
+
+/* The float sums of a tile and one panel. */
+typedef __m256 sums[MR][2];
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+SQ_INLINE uint32_t rows_in(const job *j, uint32_t tile) { return min_u32(j->a->m - tile * MR, MR); }
 
 /* sum = -zero * S of a group; s: [MR] */
 SQ_INLINE void begin_group(const int32_t *s, int zero, __m256i sum[][2], uint32_t rows)
@@ -113,8 +123,9 @@ SQ_INLINE const uint16_t *group_scales(const job *j, uint32_t p, uint32_t g)
     return j->w->group ? (const uint16_t *)(const void *)scales + (size_t)g * NR : NULL;
 }
 
-static void store(const job *j, uint32_t p, uint32_t tile, const __m256 v[][2], uint32_t rows)
+static void store(const job *j, uint32_t p, uint32_t tile, const __m256 v[][2])
 {
+    const uint32_t rows = rows_in(j, tile);
     const uint32_t j0 = p * NR, n = j->w->n - j0;
     const float *channel = (const float *)(j->w->data + p * j->panel_bytes + j->weight_bytes);
     for (uint32_t r = 0; r < rows; r++) {
@@ -125,26 +136,45 @@ static void store(const job *j, uint32_t p, uint32_t tile, const __m256 v[][2], 
     }
 }
 
-/* ---- int4 -------------------------------------------------------------------------------- */
+/* The two parts of packed weights: inputs 0 .. 3 and 4 .. 7 as bytes (int4), or even and odd ones as words. */
+SQ_INLINE __m256i low_part(__m256i v, bool i4)
+{
+    return i4 ? low_nibbles8(v) : _mm256_and_si256(v, _mm256_set1_epi16(255));
+}
 
-/* Inputs of a panel and a tile: whole groups, or what is left of the last. */
-typedef struct piece {
-    const uint8_t *line;
-    const int8_t *q;
-    const uint16_t *sw; /* NULL: a scale a channel */
-    const float *sa;
-    const int32_t *s;
-    uint32_t k, group;
-} piece;
+SQ_INLINE __m256i high_part(__m256i v, bool i4)
+{
+    return i4 ? low_nibbles8(_mm256_srli_epi16(v, 4)) : _mm256_srli_epi16(v, 8);
+}
+
+/* A line becomes two: its low parts, its high parts. */
+static void unpack(const uint8_t *line, uint32_t lines, bool i4, uint8_t *out)
+{
+    for (; lines; lines--, line += LINE, out += (size_t)2 * LINE) {
+        for (uint32_t h = 0; h < LINE; h += 32) {
+            const __m256i v = _mm256_load_si256((const __m256i *)(line + h));
+            _mm256_store_si256((__m256i *)(out + h), low_part(v, i4));
+            _mm256_store_si256((__m256i *)(out + LINE + h), high_part(v, i4));
+        }
+    }
+}
+
+/* 4 activations, or 2 widened ones, sent to all lanes */
+SQ_INLINE __m256i word(const void *a)
+{
+    int32_t bits;
+    memcpy(&bits, a, sizeof bits);
+    return _mm256_set1_epi32(bits);
+}
+
+/* ---- int4 -------------------------------------------------------------------------------- */
 
 /* acc += u4 * s8, one step of 4 inputs; the first sets acc. */
 SQ_INLINE void step_i4(__m256i w0, __m256i w1, const int8_t *q, bool first, __m256i acc[][2], uint32_t rows)
 {
     SQ_UNROLL
     for (uint32_t r = 0; r < rows; r++) {
-        int32_t word;
-        memcpy(&word, q + r * 4, sizeof word);
-        const __m256i a = _mm256_set1_epi32(word);
+        const __m256i a = word(q + r * 4);
         if (first) {
             acc[r][0] = _mm256_maddubs_epi16(w0, a);
             acc[r][1] = _mm256_maddubs_epi16(w1, a);
@@ -156,19 +186,18 @@ SQ_INLINE void step_i4(__m256i w0, __m256i w1, const int8_t *q, bool first, __m2
 }
 
 /* acc = 32 inputs: 8 lines of bytes or 4 of nibbles. */
-SQ_INLINE void block_i4(const uint8_t *line, bool bytes, const int8_t *q, __m256i acc[][2], uint32_t rows)
+SQ_INLINE void block_i4(const uint8_t *line, bool unpacked, const int8_t *q, __m256i acc[][2], uint32_t rows)
 {
     SQ_UNROLL
     for (uint32_t s = 0; s < 8; s += 2, q += 8 * MR) {
-        const __m256i *w = (const __m256i *)(line + s * (bytes ? LINE : LINE / 2));
-        if (bytes) {
+        const __m256i *w = (const __m256i *)(line + s * (unpacked ? LINE : LINE / 2));
+        if (unpacked) {
             step_i4(w[0], w[1], q, s == 0, acc, rows);
             step_i4(w[2], w[3], q + 4 * MR, false, acc, rows);
         } else {
             _mm_prefetch((const char *)w + PREFETCH, _MM_HINT_T0);
-            step_i4(low_nibbles8(w[0]), low_nibbles8(w[1]), q, s == 0, acc, rows);
-            step_i4(low_nibbles8(_mm256_srli_epi16(w[0], 4)), low_nibbles8(_mm256_srli_epi16(w[1], 4)), q + 4 * MR,
-                    false, acc, rows);
+            step_i4(low_part(w[0], true), low_part(w[1], true), q, s == 0, acc, rows);
+            step_i4(high_part(w[0], true), high_part(w[1], true), q + 4 * MR, false, acc, rows);
         }
     }
 }
@@ -188,115 +217,37 @@ SQ_INLINE void add_sums(const __m256i acc[][2], const __m256i sum[][2], __m256i 
 }
 
 /* v += a piece. Sums of 32 inputs fill the registers; those of the group are in memory. */
-SQ_INLINE void tile_i4(const piece *x, bool bytes, __m256 v[][2], uint32_t rows)
+SQ_INLINE void tile_i4(const job *j, const piece *x, bool unpacked, sums v[], uint32_t rows)
 {
-    const size_t step = (size_t)LINE * (bytes ? 8 : 4);
-    const uint8_t *line = x->line;
-    const int8_t *q = x->q;
-    const uint16_t *sw = x->sw;
-    const float *sa = x->sa;
-    const int32_t *s = x->s;
-    for (uint32_t left = x->k, n; left; left -= n, sa += MR, s += MR) {
-        n = left < x->group ? left : x->group;
-        const uint8_t *const end = line + n / 32 * step;
-        __m256i acc[MR][2], sum[MR][2];
-        begin_group(s, 8, sum, rows);
-        for (;;) {
-            __asm__ volatile("" : : "r"(sum) : "memory"); /* or GCC keeps it in registers and spills acc */
-            block_i4(line, bytes, q, acc, rows);
-            line += step;
-            q += 32 * MR;
-            if (line == end) break;
-            add_sums((const __m256i(*)[2])acc, (const __m256i(*)[2])sum, sum, rows);
-        }
-        add_sums((const __m256i(*)[2])acc, (const __m256i(*)[2])sum, acc, rows);
-        if (sw) {
-            add_group(sa, sw, (const __m256i(*)[2])acc, v, rows);
-            sw += NR;
-        } else {
-            add_group(sa, NULL, (const __m256i(*)[2])acc, v, rows);
-        }
-    }
-}
-
-typedef void tile_i4_fn(const piece *x, __m256 v[][2]);
-
-#define TILE_I4(name, bytes, rows)                                                                                     \
-    static void tile_##name##_##rows(const piece *x, __m256 v[][2]) { tile_i4(x, bytes, v, rows); }
-
-TILE_I4(i4, false, 1)
-TILE_I4(i4, false, 2)
-TILE_I4(i4, false, 4)
-TILE_I4(i4, false, 6)
-TILE_I4(bytes, true, 1)
-TILE_I4(bytes, true, 2)
-TILE_I4(bytes, true, 4)
-TILE_I4(bytes, true, 6)
-
-/* [unpacked][rows rounded up to even, halved]. A row too many is a row of zeros that nothing stores. */
-static tile_i4_fn *const tiles_i4[2][MR / 2 + 1] = {{tile_i4_1, tile_i4_2, tile_i4_4, tile_i4_6},
-                                                    {tile_bytes_1, tile_bytes_2, tile_bytes_4, tile_bytes_6}};
-
-/* k inputs of a panel, as lines of 4 of them. */
-static const uint8_t *unpack(const uint8_t *line, uint32_t k, uint8_t *out)
-{
-    for (uint32_t i = 0; i < k; i += 8, line += LINE) {
-        for (int h = 0; h < LINE; h += 32) {
-            const __m256i both = _mm256_load_si256((const __m256i *)(line + h));
-            __m256i *to = (__m256i *)(out + (size_t)i / 4 * LINE + h);
-            _mm256_store_si256(to, low_nibbles8(both));
-            _mm256_store_si256(to + 2, low_nibbles8(_mm256_srli_epi16(both, 4)));
-        }
-    }
-    return out;
-}
-
-/* Inputs [k, k + n) of panel p, whose weights are at `line`, and of a tile; k begins a group. */
-static piece piece_of(const job *j, uint32_t p, const uint8_t *line, uint32_t tile, uint32_t k, uint32_t n)
-{
-    const uint32_t g = k / j->a->group;
-    const size_t row0 = ((size_t)tile * j->n_groups + g) * MR;
-    return (piece){.line = line,
-                   .q = tile_q(j, tile) + (size_t)k * MR,
-                   .sw = group_scales(j, p, g),
-                   .sa = j->a->scale + row0,
-                   .s = j->a->sum + row0,
-                   .k = n,
-                   .group = j->a->group};
-}
-
-/* While tile t of [t0, t0 + n) is multiplied: where the next one begins, into L1, and the n-th part of `next`, the
- * following chunk of weights, into L2. Past the panel lies another, or nothing is lost. */
-static void fetch(const job *j, uint32_t t0, uint32_t t, uint32_t n, uint32_t k, const uint8_t *next, size_t lines)
-{
-    const int8_t *q = tile_q(j, t0 + t + 1) + (size_t)k * MR;
-    for (uint32_t l = 0; l < FETCH_Q && t + 1 < n; l++)
-        _mm_prefetch((const char *)q + (size_t)l * LINE, _MM_HINT_T0);
-    for (size_t l = lines * t / n; l < lines * (t + 1) / n; l++)
-        _mm_prefetch((const char *)next + l * LINE, _MM_HINT_T1);
-}
-
-/* Panel p for the tiles [t0, t0 + n). */
-static void panel_i4(const job *j, uint32_t p, uint32_t t0, uint32_t n)
-{
-    __m256 v[TILES][MR][2];
-    uint8_t bytes[CHUNK_I4 * NR] __attribute__((aligned(LINE)));
-    const uint8_t *panel = j->w->data + p * j->panel_bytes;
-    const uint32_t group = j->a->group;
-    const bool unpacks = n > 2 && group <= CHUNK_I4; /* fewer tiles do not make up for it */
-    const uint32_t chunk = unpacks ? CHUNK_I4 / group * group : j->k_pad;
-    memset(v, 0, n * sizeof *v);
-    for (uint32_t k = 0, step; k < j->k_pad; k += step) {
-        const uint8_t *line = panel + (size_t)k * (NR / 2);
-        step = j->k_pad - k < chunk ? j->k_pad - k : chunk;
-        const uint8_t *const next = line + (size_t)step * (NR / 2);
-        if (unpacks) line = unpack(line, step, bytes);
-        for (uint32_t t = 0; t < n; t++) {
-            const uint32_t rows = rows_in(j, t0 + t);
-            if (unpacks) fetch(j, t0, t, n, k, next, step / 8);
-            const piece x = piece_of(j, p, line, t0 + t, k, step);
-            tiles_i4[unpacks][rows == 1 ? 0 : (rows + 1) / 2](&x, v[t]);
-            if (k + step == j->k_pad) store(j, p, t0 + t, (const __m256(*)[2])v[t], rows);
+    const size_t step = (size_t)LINE * (unpacked ? 8 : 4);
+    const uint32_t group0 = x->k / j->a->group;
+    const size_t row0 = ((size_t)x->tile * j->n_groups + group0) * MR;
+    for (uint32_t i = 0; i < x->panels; i++) {
+        const uint8_t *line = x->line + i * x->stride;
+        const int8_t *q = tile_q(j, x->tile) + (size_t)x->k * MR;
+        const uint16_t *sw = group_scales(j, x->panel + i, group0);
+        const float *sa = j->a->scale + row0;
+        const int32_t *s = j->a->sum + row0;
+        for (uint32_t left = x->n, n; left; left -= n, sa += MR, s += MR) {
+            n = min_u32(left, j->a->group);
+            const uint8_t *const end = line + n / 32 * step;
+            __m256i acc[MR][2], sum[MR][2];
+            begin_group(s, 8, sum, rows);
+            for (;;) {
+                __asm__ volatile("" : : "r"(sum) : "memory"); /* or GCC keeps it in registers and spills acc */
+                block_i4(line, unpacked, q, acc, rows);
+                line += step;
+                q += 32 * MR;
+                if (line == end) break;
+                add_sums((const __m256i(*)[2])acc, (const __m256i(*)[2])sum, sum, rows);
+            }
+            add_sums((const __m256i(*)[2])acc, (const __m256i(*)[2])sum, acc, rows);
+            if (sw) {
+                add_group(sa, sw, (const __m256i(*)[2])acc, v[i], rows);
+                sw += NR;
+            } else {
+                add_group(sa, NULL, (const __m256i(*)[2])acc, v[i], rows);
+            }
         }
     }
 }
@@ -313,115 +264,246 @@ static void widen(const int8_t *q, int16_t *out, size_t n)
     }
 }
 
-SQ_INLINE __m256i pair(const int16_t *a)
+/* sum += k inputs, each packed line 4 of them; a: [k / 4][MR][2 even, 2 odd] */
+SQ_INLINE void lines_i8(const uint8_t *line, bool unpacked, const int16_t *a, uint32_t k, __m256i sum[][2],
+                        uint32_t rows)
 {
-    int32_t word;
-    memcpy(&word, a, sizeof word);
-    return _mm256_set1_epi32(word);
-}
-
-/* sum += k inputs, each line 4 of them; a: [k / 4][MR][2 even, 2 odd] */
-SQ_INLINE void lines_i8(const uint8_t *line, const int16_t *a, uint32_t k, __m256i total[][2], uint32_t rows)
-{
-    const __m256i low = _mm256_set1_epi16(255);
-    __m256i sum[MR][2];
-    for (uint32_t r = 0; r < rows; r++) {
-        sum[r][0] = total[r][0];
-        sum[r][1] = total[r][1];
-    }
-    for (; k; k -= 4, line += LINE, a += MR * 4) {
+    for (; k; k -= 4, line += unpacked ? 2 * LINE : LINE, a += MR * 4) {
         const __m256i *w = (const __m256i *)line;
-        _mm_prefetch((const char *)line + PREFETCH, _MM_HINT_T0);
-        const __m256i e0 = _mm256_and_si256(w[0], low), e1 = _mm256_and_si256(w[1], low);
-        for (uint32_t r = 0; r < rows; r++) {
-            const __m256i b = pair(a + r * 4);
-            add_i32(&sum[r][0], _mm256_madd_epi16(e0, b));
-            add_i32(&sum[r][1], _mm256_madd_epi16(e1, b));
-        }
-        const __m256i o0 = _mm256_srli_epi16(w[0], 8), o1 = _mm256_srli_epi16(w[1], 8);
-        for (uint32_t r = 0; r < rows; r++) {
-            const __m256i b = pair(a + r * 4 + 2);
-            add_i32(&sum[r][0], _mm256_madd_epi16(o0, b));
-            add_i32(&sum[r][1], _mm256_madd_epi16(o1, b));
-        }
-    }
-    for (uint32_t r = 0; r < rows; r++) {
-        total[r][0] = sum[r][0];
-        total[r][1] = sum[r][1];
-    }
-}
-
-/* One tile of rows by n <= PANELS panels. */
-SQ_INLINE void tile_i8(const job *j, uint32_t p, uint32_t n, uint32_t tile, uint32_t rows)
-{
-    const int8_t *q = tile_q(j, tile);
-    int16_t a[CHUNK * MR] __attribute__((aligned(32)));
-    __m256 v[PANELS][MR][2];
-    __m256i sum[PANELS][MR][2];
-    memset(v, 0, sizeof v);
-    for (uint32_t g = 0, k = 0; g < j->n_groups; g++) {
-        const uint32_t end = j->k_pad - k < j->a->group ? j->k_pad : k + j->a->group;
-        const size_t row0 = ((size_t)tile * j->n_groups + g) * MR;
-        for (uint32_t i = 0; i < n; i++)
-            begin_group(j->a->sum + row0, 128, sum[i], rows);
-        for (uint32_t step; k < end; k += step) {
-            step = end - k < CHUNK ? end - k : CHUNK;
-            widen(q + (size_t)k * MR, a, (size_t)step / 4 * MR);
-            for (uint32_t i = 0; i < n; i++) {
-                lines_i8(j->w->data + (p + i) * j->panel_bytes + (size_t)k * NR, a, step, sum[i], rows);
+        if (!unpacked) _mm_prefetch((const char *)line + PREFETCH, _MM_HINT_T0);
+        SQ_UNROLL
+        for (uint32_t part = 0; part < 2; part++) {
+            __m256i u[2];
+            for (uint32_t h = 0; h < 2; h++)
+                u[h] = unpacked ? w[2 * part + h] : part ? high_part(w[h], false) : low_part(w[h], false);
+            SQ_UNROLL
+            for (uint32_t r = 0; r < rows; r++) {
+                const __m256i b = word(a + r * 4 + part * 2);
+                add_i32(&sum[r][0], _mm256_madd_epi16(u[0], b));
+                add_i32(&sum[r][1], _mm256_madd_epi16(u[1], b));
             }
         }
-        for (uint32_t i = 0; i < n; i++) {
-            add_group(j->a->scale + row0, group_scales(j, p + i, g), (const __m256i(*)[2])sum[i], v[i], rows);
-        }
     }
-    for (uint32_t i = 0; i < n; i++)
-        store(j, p + i, tile, (const __m256(*)[2])v[i], rows);
 }
 
-typedef void tile_i8_fn(const job *j, uint32_t p, uint32_t n, uint32_t tile);
+/* v += a piece of at most CHUNK_I8 inputs, or of one group; the sums of a longer one are in memory meanwhile. */
+SQ_INLINE void tile_i8(const job *j, const piece *x, bool unpacked, sums v[], uint32_t rows)
+{
+    int16_t a[CHUNK_I8 * MR] __attribute__((aligned(32)));
+    __m256i total[PANELS][MR][2];
+    const int8_t *q = tile_q(j, x->tile) + (size_t)x->k * MR;
+    const size_t input_bytes = unpacked ? 2 * NR : NR;
+    for (uint32_t done = 0, step; done < x->n; done += step) {
+        step = min_u32(x->n - done, CHUNK_I8);
+        widen(q + (size_t)done * MR, a, (size_t)step / 4 * MR);
+        for (uint32_t i = 0; i < x->panels; i++) {
+            const uint8_t *const line = x->line + i * x->stride + done * input_bytes;
+            for (uint32_t k = 0, n; k < step; k += n) {
+                const uint32_t g = (x->k + k) / j->a->group;
+                const size_t row0 = ((size_t)x->tile * j->n_groups + g) * MR;
+                __m256i sum[MR][2];
+                n = min_u32(step - k, j->a->group);
+                if (done)
+                    memcpy(sum, total[i], sizeof sum);
+                else
+                    begin_group(j->a->sum + row0, 128, sum, rows);
+                lines_i8(line + k * input_bytes, unpacked, a + (size_t)k * MR, n, sum, rows);
+                if (done + step < x->n)
+                    memcpy(total[i], sum, sizeof sum);
+                else
+                    add_group(j->a->scale + row0, group_scales(j, x->panel + i, g), (const __m256i(*)[2])sum, v[i],
+                              rows);
+            }
+        }
+    }
+}
 
-#define TILE_I8(rows)                                                                                                  \
-    static void tile_i8_##rows(const job *j, uint32_t p, uint32_t n, uint32_t tile) { tile_i8(j, p, n, tile, rows); }
+/* ---- A single row ------------------------------------------------------------------------ */
 
-TILE_I8(1)
-TILE_I8(2)
-TILE_I8(3)
-TILE_I8(4)
-TILE_I8(5)
-TILE_I8(6)
+/* sum += w * a of a packed line's vector; a: what its low and its high part are multiplied by */
+SQ_INLINE void dot_line(__m256i *sum, const uint8_t *w, bool i4, const __m256i a[2])
+{
+    const __m256i v = _mm256_load_si256((const __m256i *)w);
+    if (i4) {
+        __m256i pairs = _mm256_maddubs_epi16(low_part(v, true), a[0]);
+        add_i16(&pairs, _mm256_maddubs_epi16(high_part(v, true), a[1]));
+        add_i32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    } else {
+        add_i32(sum, _mm256_madd_epi16(low_part(v, false), a[0]));
+        add_i32(sum, _mm256_madd_epi16(high_part(v, false), a[1]));
+    }
+}
 
-static tile_i8_fn *const tiles_i8[MR + 1] = {NULL, tile_i8_1, tile_i8_2, tile_i8_3, tile_i8_4, tile_i8_5, tile_i8_6};
+/* sum += k inputs of the row; past: bytes from the panels' beginnings */
+SQ_INLINE void row_lines(const uint8_t *const line[], size_t past, bool i4, const int8_t *q, uint32_t k,
+                         __m256i sum[][2], uint32_t panels)
+{
+    const uint32_t step = i4 ? 8 : 4;
+    for (; k; k -= step, q += step * MR, past += LINE) {
+        const __m256i first = word(q);
+        const __m256i bytes[2] = {first, i4 ? word(q + 4 * MR) : first};
+        const __m256i words[2] = {_mm256_srai_epi16(_mm256_slli_epi16(first, 8), 8), _mm256_srai_epi16(first, 8)};
+        SQ_UNROLL
+        for (uint32_t i = 0; i < panels; i++) {
+            _mm_prefetch((const char *)line[i] + past + PREFETCH, _MM_HINT_T0);
+            dot_line(&sum[i][0], line[i] + past, i4, i4 ? bytes : words);
+            dot_line(&sum[i][1], line[i] + past + LINE / 2, i4, i4 ? bytes : words);
+        }
+    }
+}
+
+SQ_INLINE void row_product(const job *j, bool i4, uint32_t p, uint32_t panels)
+{
+    const uint8_t *line[PANELS];
+    __m256 v[PANELS][1][2];
+    SQ_UNROLL
+    for (uint32_t i = 0; i < panels; i++) {
+        line[i] = j->w->data + (p + i) * j->panel_bytes;
+        v[i][0][0] = v[i][0][1] = _mm256_setzero_ps();
+    }
+    for (uint32_t g = 0, k = 0, n; k < j->k_pad; g++, k += n) {
+        const __m256i start = _mm256_set1_epi32((i4 ? -8 : -128) * j->a->sum[g * MR]);
+        __m256i sum[PANELS][2];
+        n = min_u32(j->a->group, j->k_pad - k);
+        SQ_UNROLL
+        for (uint32_t i = 0; i < panels; i++)
+            sum[i][0] = sum[i][1] = start;
+        row_lines(line, (size_t)k * NR / (i4 ? 2 : 1), i4, j->a->q + (size_t)k * MR, n, sum, panels);
+        SQ_UNROLL
+        for (uint32_t i = 0; i < panels; i++)
+            add_group(j->a->scale + g * MR, group_scales(j, p + i, g), (const __m256i(*)[2])sum + i, v[i], 1);
+    }
+    for (uint32_t i = 0; i < panels; i++)
+        store(j, p + i, 0, (const __m256(*)[2])v[i]);
+}
+
+/* ---- One function for each number of rows ------------------------------------------------ */
+
+typedef void tile_fn(const job *j, const piece *x, sums v[]);
+typedef void row_fn(const job *j, uint32_t p);
+
+#define TILE(name, function, unpacked, rows)                                                                           \
+    static void tile_##name##_##rows(const job *j, const piece *x, sums v[]) { function(j, x, unpacked, v, rows); }
+#define ROW(type, is_i4, panels)                                                                                       \
+    static void type##_row_##panels(const job *j, uint32_t p) { row_product(j, is_i4, p, panels); }
+
+TILE(i8, tile_i8, false, 2)
+TILE(i8, tile_i8, false, 4)
+TILE(i8, tile_i8, false, 6)
+TILE(words, tile_i8, true, 2)
+TILE(words, tile_i8, true, 4)
+TILE(words, tile_i8, true, 6)
+TILE(i4, tile_i4, false, 2)
+TILE(i4, tile_i4, false, 4)
+TILE(i4, tile_i4, false, 6)
+TILE(bytes, tile_i4, true, 2)
+TILE(bytes, tile_i4, true, 4)
+TILE(bytes, tile_i4, true, 6)
+ROW(i8, false, 1)
+ROW(i8, false, 2)
+ROW(i8, false, 4)
+ROW(i4, true, 1)
+ROW(i4, true, 2)
+ROW(i4, true, 4)
+
+/* The functions of one type. Tiles are of 2, 4 and 6 rows: one too many is a row of zeros that nothing stores. */
+typedef struct method {
+    tile_fn *tiles[2][MR / 2]; /* of packed weights, of unpacked ones */
+    row_fn *rows[3];           /* of PANELS panels, of half as many, of one */
+    bool i4;
+    uint32_t input_bytes, chunk; /* of a packed panel; inputs */
+} method;
+
+static const method int8 = {{{tile_i8_2, tile_i8_4, tile_i8_6}, {tile_words_2, tile_words_4, tile_words_6}},
+                            {i8_row_4, i8_row_2, i8_row_1},
+                            false,
+                            NR,
+                            CHUNK_I8};
+static const method int4 = {{{tile_i4_2, tile_i4_4, tile_i4_6}, {tile_bytes_2, tile_bytes_4, tile_bytes_6}},
+                            {i4_row_4, i4_row_2, i4_row_1},
+                            true,
+                            NR / 2,
+                            CHUNK_I4};
 
 /* ---- Blocks of rows ---------------------------------------------------------------------- */
 
-/* Tiles in a block of at most `most`; a last block of few tiles is shared out over the others. */
-static uint32_t tiles_a_block(uint32_t tiles, uint32_t most)
+/* While tile t of [t0, t0 + n) is multiplied: where the next one begins, into L1, and the n-th part of the following
+ * chunk of weights, into L2. Past the panel lies another, or nothing is lost. */
+static void fetch(const job *j, const piece *x, const uint8_t *next, size_t lines, uint32_t t, uint32_t n)
 {
-    const uint32_t blocks = (tiles + most - 1) / most;
+    const int8_t *q = tile_q(j, x->tile + 1) + (size_t)x->k * MR;
+    for (uint32_t l = 0; l < FETCH_Q && t + 1 < n; l++)
+        _mm_prefetch((const char *)q + (size_t)l * LINE, _MM_HINT_T0);
+    for (uint32_t i = 0; i < x->panels; i++, next += j->panel_bytes) {
+        for (size_t l = lines * t / n; l < lines * (t + 1) / n; l++)
+            _mm_prefetch((const char *)next + l * LINE, _MM_HINT_T1);
+    }
+}
+
+/* Panels [p, p + panels) for the tiles [t0, t0 + n). */
+static void block(const job *j, const method *how, uint32_t p, uint32_t panels, uint32_t t0, uint32_t n)
+{
+    sums v[TILES * PANELS];
+    uint8_t weights[PANELS][CHUNK_I4 * NR] __attribute__((aligned(LINE)));
+    static_assert(CHUNK_I4 == 2 * CHUNK_I8, "an input of int8 takes two bytes of weights");
+    const uint32_t group = j->a->group, chunk = group < how->chunk ? how->chunk / group * group : group;
+    const bool unpacks = n > 2 && chunk <= how->chunk; /* fewer tiles do not make up for it */
+    piece x = {.panel = p, .panels = panels, .stride = unpacks ? sizeof *weights : j->panel_bytes};
+    memset(v, 0, (size_t)n * panels * sizeof *v);
+    for (; x.k < j->k_pad; x.k += x.n) {
+        const uint8_t *const line = j->w->data + p * j->panel_bytes + (size_t)x.k * how->input_bytes;
+        x.n = min_u32(j->k_pad - x.k, chunk);
+        x.line = unpacks ? weights[0] : line;
+        const uint32_t lines = x.n * how->input_bytes / LINE;
+        for (uint32_t i = 0; i < panels && unpacks; i++)
+            unpack(line + i * j->panel_bytes, lines, how->i4, weights[i]);
+        for (uint32_t t = 0; t < n; t++) {
+            x.tile = t0 + t;
+            if (unpacks) fetch(j, &x, line + (size_t)lines * LINE, lines, t, n);
+            how->tiles[unpacks][(rows_in(j, x.tile) - 1) / 2](j, &x, v + (size_t)t * panels);
+        }
+    }
+    for (uint32_t i = 0; i < n * panels; i++)
+        store(j, p + i % panels, t0 + i / panels, (const __m256(*)[2])v[i]);
+}
+
+static void single_row(const job *j, const method *how, uint32_t p, uint32_t last)
+{
+    while (p < last) {
+        uint32_t n = PANELS;
+        row_fn *const *row = how->rows;
+        for (; n > last - p; n /= 2)
+            row++;
+        (*row)(j, p);
+        p += n;
+    }
+}
+
+/* A last block of few tiles is shared out over the others. */
+static uint32_t tiles_a_block(uint32_t tiles)
+{
+    const uint32_t blocks = (tiles + TILES - 1) / TILES;
     return blocks ? (tiles + blocks - 1) / blocks : 1;
+}
+
+static void gemm(const method *how, const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
+                 const sq_gemm_out *out)
+{
+    const job j = make_job(w, a, out);
+    const uint32_t tiles = sq_acts_tiles(a), n = tiles_a_block(tiles), last = panel0 + n_panels;
+    if (a->m == 1) single_row(&j, how, panel0, last);
+    for (uint32_t t0 = 0; t0 < tiles && a->m > 1; t0 += n) {
+        for (uint32_t p = panel0; p < last; p += PANELS)
+            block(&j, how, p, min_u32(last - p, PANELS), t0, min_u32(tiles - t0, n));
+    }
 }
 
 void sq_gemm_i8_avx2(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    const job j = make_job(w, a, out);
-    const uint32_t fit = ROWS_BYTES / (j.k_pad * MR), tiles = sq_acts_tiles(a), last = panel0 + n_panels;
-    const uint32_t block = tiles_a_block(tiles, fit ? fit : 1);
-    for (uint32_t t0 = 0; t0 < tiles; t0 += block) {
-        for (uint32_t p = panel0; p < last; p += PANELS) {
-            const uint32_t n = last - p < PANELS ? last - p : PANELS;
-            for (uint32_t t = t0; t < t0 + block && t < tiles; t++)
-                tiles_i8[rows_in(&j, t)](&j, p, n, t);
-        }
-    }
+    gemm(&int8, w, panel0, n_panels, a, out);
 }
 
 void sq_gemm_i4_avx2(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a, const sq_gemm_out *out)
 {
-    const job j = make_job(w, a, out);
-    const uint32_t tiles = sq_acts_tiles(a), block = tiles_a_block(tiles, TILES);
-    for (uint32_t t0 = 0; t0 < tiles; t0 += block) {
-        for (uint32_t p = panel0; p < panel0 + n_panels; p++)
-            panel_i4(&j, p, t0, tiles - t0 < block ? tiles - t0 : block);
-    }
+    gemm(&int4, w, panel0, n_panels, a, out);
 }
