@@ -2,11 +2,14 @@
  * The command as people use and misuse it: exit status, what goes to which stream, every subcommand on a tiny model.
  * SPDX-License-Identifier: MIT
  */
+#define _DEFAULT_SOURCE /* syscall() */
+
 #include "tests/command.h"
 #include "tests/fixture.h"
 #include "tests/support.h"
 
 #include <cjson/cJSON.h>
+#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -250,18 +254,39 @@ static void a_seed_repeats_a_sample(void **state)
 }
 
 /* Ctrl-C while it waits for the second image; the first one's line shows that it is that far. */
+/* A thread that is not the process's first. */
+static pid_t other_thread(pid_t pid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *tasks = opendir(path);
+    assert_non_null(tasks);
+    pid_t other = 0;
+    for (const struct dirent *d; (d = readdir(tasks));) {
+        const pid_t tid = (pid_t)atoi(d->d_name);
+        if (tid && tid != pid) other = tid;
+    }
+    closedir(tasks);
+    assert_true(other > 0);
+    return other;
+}
+
+/* While it reads standard input, or is about to; whichever thread the system has handle it. */
 static void ctrl_c_ends_with_130(void **state)
 {
     (void)state;
-    int in, out;
-    char c = 0;
-    const pid_t pid = start_squint((const char *const[]){"caption", "-q", "-m", model, cat, "-", NULL}, &in, &out);
-    while (c != '\n' && read(out, &c, 1) == 1)
-        continue;
-    kill(pid, SIGINT);
-    assert_int_equal(wait_squint(pid), 130);
-    close(in);
-    close(out);
+    for (int to_worker = 0; to_worker < 2; to_worker++) {
+        int in, out;
+        char c = 0;
+        const pid_t pid = start_squint(
+            (const char *const[]){"caption", "-q", "-m", model, "--threads", "2", cat, "-", NULL}, &in, &out);
+        while (c != '\n' && read(out, &c, 1) == 1)
+            continue;
+        assert_int_equal(syscall(SYS_tgkill, pid, to_worker ? other_thread(pid) : pid, SIGINT), 0);
+        assert_int_equal(wait_squint(pid), 130);
+        close(in);
+        close(out);
+    }
 }
 
 static void a_full_disk_is_told(void **state)

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <math.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -96,18 +97,27 @@ void *cli_grow(void *memory, size_t n, size_t size)
 
 static volatile sig_atomic_t interrupted;
 static squint_session *volatile watched;
+/* A byte in it is a Ctrl-C: poll() sees one that came before the wait or to another thread, where read() sees neither. */
+static int interrupt_pipe[2] = {-1, -1};
 
 static void on_interrupt(int signal_number)
 {
     (void)signal_number;
     interrupted = 1;
     if (watched) squint_session_cancel(watched);
+    const int saved = errno;
+    (void)!write(interrupt_pipe[1], "", 1); /* once at most: the handler is reset */
+    errno = saved;
 }
 
 void cli_watch_interrupts(squint_session *session)
 {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
     sigemptyset(&action.sa_mask);
+    if (interrupt_pipe[0] < 0 && pipe(interrupt_pipe)) {
+        cli_say("no pipe: %s", strerror(errno));
+        exit(CLI_FAILED);
+    }
     watched = session;
     sigaction(SIGINT, &action, NULL);
 }
@@ -323,16 +333,27 @@ const char *cli_model_path(const char *given)
     return NULL;
 }
 
+/* What standard input has, 0 at its end, -1 on errors and on Ctrl-C. */
+static ssize_t read_some(uint8_t *to, size_t room)
+{
+    struct pollfd wait[] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = interrupt_pipe[0], .events = POLLIN}};
+    while (poll(wait, 2, -1) < 0) {
+        if (errno != EINTR) return -1;
+    }
+    if (wait[1].revents) return errno = EINTR, -1;
+    return read(STDIN_FILENO, to, room);
+}
+
 squint_err cli_read_stdin(size_t cap, uint8_t **data, size_t *size, squint_msg *msg)
 {
     size_t room = 1 << 16, n = 0;
+    ssize_t got = 0;
     uint8_t *bytes = cli_alloc(room, 1);
-    for (size_t got; (got = fread(bytes + n, 1, room - n, stdin)) > 0;) {
-        n += got;
-        if (n > cap) break;
+    while (n <= cap && (got = read_some(bytes + n, room - n)) > 0) {
+        n += (size_t)got;
         if (n == room) bytes = cli_grow(bytes, room *= 2, 1);
     }
-    if (!ferror(stdin) && n <= cap) return *data = bytes, *size = n, SQUINT_OK;
+    if (n <= cap && !got) return *data = bytes, *size = n, SQUINT_OK;
     if (n > cap)
         snprintf(msg->text, sizeof msg->text, "standard input: more than %zu MiB", cap >> 20);
     else
