@@ -260,6 +260,54 @@ static squint_err make_net(squint_model *m, const sq_synthetic *shape, squint_ms
     return shape->tower ? make_tower(m, shape->tower, net, msg) : SQUINT_OK;
 }
 
+/* ---- other modes ---- */
+
+static squint_err make_variant(squint_model *m, const sq_decoder *made, const sq_synthetic_mode *mode, squint_msg *msg)
+{
+    const sq_mode *const named = sq_mode_named((sq_str){mode->name, strlen(mode->name)});
+    if (!named) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "mode: \"%s\" is not one", mode->name);
+    sq_llava *const net = m->net = sq_model_take(m, 1, sizeof *net);
+    sq_decoder_layer *const layers = sq_model_take(m, made->n_layers, sizeof *layers);
+    if (!net || !layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a network");
+    memcpy(layers, made->layers, made->n_layers * sizeof *layers);
+    sq_decoder *const dec = &net->decoder;
+    *dec = *made;
+    dec->layers = layers;
+    dec->mode = *named;
+    dec->mode.skip_ratio = mode->skip_ratio;
+    dec->mode.region = mode->region;
+    if (named->score == SQ_SCORE_ATTN_NORM) {
+        dec->norm = SQ_NORM_SIGMOID;
+        dec->norm_scale = 1.0f;
+        dec->norm_bias = 0.0f;
+    }
+    const double threshold = (double)named->prefill_threshold;
+    for (uint32_t l = 0; l < dec->n_layers; l++) {
+        layers[l].is_mod &= named->score != SQ_SCORE_NONE;
+        if (named->select == SQ_SELECT_THRESHOLD) layers[l].router_b = (float)log(threshold / (1 - threshold));
+    }
+    m->family = &sq_family_llava;
+    sq_llava_describe(m);
+    return SQUINT_OK;
+}
+
+squint_err sq_synthetic_variant(squint_model **out, const squint_model *made, const sq_synthetic_mode *mode,
+                                squint_msg *msg)
+{
+    *out = NULL;
+    squint_model *m = sq_alloc(&made->alloc, sizeof *m);
+    if (!m) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a model");
+    *m = (squint_model){.alloc = made->alloc, .kernels = made->kernels, .n_ctx = made->n_ctx};
+    const sq_llava *const net = made->net;
+    const squint_err err = make_variant(m, &net->decoder, mode, msg);
+    m->own_mode = m->mode;
+    if (err)
+        squint_model_close(&m);
+    else
+        *out = m;
+    return err;
+}
+
 squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,
                              squint_msg *msg)
 {

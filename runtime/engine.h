@@ -240,4 +240,16 @@ typedef struct sq_synthetic {
 squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, const squint_model_options *options,
                              squint_msg *msg);
 
+/* How a made decoder routes. A made model is "pmod"; gates have no bias, so that those that a threshold decides on keep
+ * about a half here because the threshold is taken to be the middle of their scores. */
+typedef struct sq_synthetic_mode {
+    const char *name;
+    float skip_ratio; /* gamma-train and gamma-paper */
+    uint32_t region;  /* gamma-train */
+} sq_synthetic_mode;
+
+/** A model of the same weights, which must stay open as long, that runs in another mode. */
+squint_err sq_synthetic_variant(squint_model **out, const squint_model *made, const sq_synthetic_mode *mode,
+                                squint_msg *msg);
+
 #endif

@@ -148,6 +148,8 @@ static void misuse_is_told_in_a_line(void **state)
         {{"bench"}, "image"},
         {{"bench", "--synthetic", "70b"}, "--synthetic"},
         {{"bench", "--synthetic", "tiny", "x.jpg"}, "no image"},
+        {{"bench", "--mode", "all", "x.jpg"}, "--mode all is for --synthetic"},
+        {{"bench", "--synthetic", "tiny", "--mode", "alpha"}, "--mode: \"alpha\" is none of: pmod, gamma-released"},
     };
     setenv("SQUINT_MODEL", model, 1);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -653,7 +655,36 @@ static void bench_prints_ratios(void **state)
         assert_true(number(result, "mac_ratio") > 0.45 && number(result, "mac_ratio") < 0.5);
         assert_true(number(result, "time_ratio") > 0);
     }
-    assert_true(number(json, "time_ratio") > 0 && number(json, "mac_ratio") > 0);
+    cJSON_Delete(json);
+    command_result_free(&r);
+}
+
+/* 3 layers over 60 + 8 tokens, 32-channel heads, f16: a token has 2 * 8 * 32 * 2 bytes a layer. */
+static void bench_runs_every_mode(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *mode;
+        int kept; /* of 68 by each layer; 0: data decides */
+    } cases[] = {{"gamma-released", 0}, {"gamma-released-mgm", 0}, {"gamma-train", 38},
+                 {"gamma-paper", 38},   {"threshold", 0},          {"dense", 68}};
+    command_result r = RUN("bench", "--synthetic", "tiny", "--layers", "3", "--vision", "60", "--text", "8", "--reps",
+                           "1", "--threads", "1", "--mode", "all", "--type", "q8", "--json");
+    assert_done(&r);
+    cJSON *json = parse(r.out);
+    const cJSON *const results = cJSON_GetObjectItem(json, "results");
+    assert_int_equal(cJSON_GetArraySize(results), 7);
+    assert_int_equal(number(cJSON_GetArrayItem(results, 0), "kv_bytes"), 1024 * (3 * 8 + 50 + 16 + 9));
+    for (int i = 0; i < 6; i++) {
+        const cJSON *const result = cJSON_GetArrayItem(results, i + 1);
+        const double kv = number(result, "kv_bytes"), share = number(result, "mac_ratio");
+        assert_string_equal(cJSON_GetObjectItem(result, "mode")->valuestring, cases[i].mode);
+        assert_int_equal(number(result, "kv_bytes_dense"), 1024 * 3 * 68);
+        if (cases[i].kept)
+            assert_int_equal(kv, 1024 * 3 * cases[i].kept);
+        else
+            assert_true(share > 0.25 && share < 0.75); /* the middle of random scores */
+    }
     cJSON_Delete(json);
     command_result_free(&r);
 }
@@ -751,6 +782,7 @@ int main(void)
         cmocka_unit_test(dumped_logits_have_their_form),
         cmocka_unit_test(bad_lists_are_told_by_line),
         cmocka_unit_test(bench_prints_ratios),
+        cmocka_unit_test(bench_runs_every_mode),
         cmocka_unit_test(bench_times_stages),
         cmocka_unit_test(same_text_everywhere),
     };
