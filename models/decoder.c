@@ -20,7 +20,7 @@ static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *st
 {
     state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
     for (uint32_t l = 0; l < net->n_layers; l++) {
-        const uint32_t capacity = sq_mod_capacity(&s->limits, net, l);
+        const uint32_t capacity = sq_mod_capacity(s, net, l);
         uint8_t *const k = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         uint8_t *const v = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         uint32_t *const at = sq_take(arena, capacity, sizeof *at);

@@ -300,6 +300,7 @@ const sq_family sq_family_llava = {
     .name = "llava",
     .matches = matches,
     .load = load,
+    .schedule = sq_keep_schedule,
     .plan = plan,
     .reset = reset,
     .encode = encode,

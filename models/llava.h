@@ -9,7 +9,7 @@
 
 #include "runtime/engine.h"
 
-enum { SQ_MAX_STEM = 4, SQ_MAX_LAYERS = 512 };
+enum { SQ_MAX_STEM = 4 };
 
 /* ---- Shapes and weights ------------------------------------------------------------------ */
 
@@ -91,7 +91,7 @@ typedef struct sq_mode {
     sq_decode_position decode_position;
     bool any_decode_position; /* a file may choose */
     float prefill_threshold, decode_threshold;
-    float skip_ratio; /* SQ_SELECT_CAPACITY */
+    float skip_ratio; /* SQ_SELECT_CAPACITY: of the competing tokens */
     uint32_t region;  /* SQ_SELECT_CAPACITY of SQ_TARGET_ALL */
 } sq_mode;
 
@@ -203,11 +203,16 @@ const sq_mode *sq_mode_named(sq_str name);
  *  there must be no routers. */
 squint_err sq_modes_load(squint_model *m, sq_decoder *net, squint_msg *msg);
 
+/* models/keep.c */
+/** squint_session_options.keep and .schedule: ratios of the vision tokens that SQ_SELECT_TOP_K keeps, or of those that
+ *  SQ_SELECT_CAPACITY skips. */
+squint_err sq_keep_schedule(squint_session *s, squint_msg *msg);
+
 /* models/mod_layer.c */
 /** Tokens of a pass that can have a score. */
 uint32_t sq_max_targets(const sq_limits *limits, const sq_decoder *net);
 /** Entries that a layer's cache can come to hold. */
-uint32_t sq_mod_capacity(const sq_limits *limits, const sq_decoder *net, uint32_t layer);
+uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_t layer);
 /** Lists the rows that have a score in this pass, and notes how far they are chosen together. */
 void sq_mod_begin(sq_pass *p);
 squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);

@@ -174,18 +174,17 @@ void sq_mod_settle(const sq_pass *p, uint32_t first_row)
 
 /* ---- who stays ---- */
 
-/* Of n competing tokens: floor(n * ratio), the product in binary32 as p-MoD's. */
-static uint32_t skipped_of(const sq_mode *mode, uint32_t n) { return sq_route_count(n, mode->skip_ratio); }
-
-uint32_t sq_mod_capacity(const sq_limits *limits, const sq_decoder *net, uint32_t layer)
+uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_t layer)
 {
+    const sq_limits *const limits = &s->limits;
     const uint32_t text = limits->max_tokens - limits->max_vision, vision = limits->max_vision;
     const sq_mode *const mode = &net->mode;
     if (!net->layers[layer].is_mod) return limits->max_tokens;
-    if (mode->select == SQ_SELECT_TOP_K) return text + sq_route_count(vision, net->layers[layer].ratio);
+    const uint32_t counted = sq_route_count(vision, s->ratio[layer]);
+    if (mode->select == SQ_SELECT_TOP_K) return text + counted;
     if (mode->select == SQ_SELECT_CAPACITY && mode->target == SQ_TARGET_VISION)
-        return text + vision - skipped_of(mode, vision) + (skipped_of(mode, vision) > 0); /* fewer may keep one more */
-    return limits->max_tokens; /* data decides, or a prompt too short for skipping */
+        return text + vision - counted + (counted > 0); /* fewer may keep one more */
+    return limits->max_tokens;                          /* data decides, or a prompt too short for skipping */
 }
 
 /* Scores among which protected tokens come first. */
@@ -223,14 +222,14 @@ static squint_err choose(const sq_pass *p, uint32_t layer, uint32_t *n_chosen, s
         return choose_above(p, mode->decode_threshold, true, n_chosen, msg);
     switch (mode->select) {
     case SQ_SELECT_TOP_K:
-        return choose_best(p, z, sq_route_count(p->n_targets, p->net->layers[layer].ratio), n_chosen, msg);
+        return choose_best(p, z, sq_route_count(p->n_targets, p->s->ratio[layer]), n_chosen, msg);
     case SQ_SELECT_THRESHOLD:
         return choose_above(p, mode->prefill_threshold, mode->at_threshold, n_chosen, msg);
     case SQ_SELECT_CAPACITY:
         break;
     }
     const uint32_t competing = mode->target == SQ_TARGET_VISION ? p->n_vision : has_region(p) ? mode->region : 0;
-    return choose_best(p, rank(p), p->n_targets - skipped_of(mode, competing), n_chosen, msg);
+    return choose_best(p, rank(p), p->n_targets - sq_route_count(competing, p->s->ratio[layer]), n_chosen, msg);
 }
 
 /* The chosen targets join the rows without a score, in sequence order. */

@@ -164,6 +164,8 @@ static void fill_result(const squint_session *s, squint_result *r)
     r->n_vision_tokens = s->model->n_vision;
     r->kept = s->kept;
     r->kv_bytes = sq_session_kv_bytes(s);
+    for (uint32_t l = 0; l < r->n_layers; l++)
+        r->kept_share += (double)s->kept[l] / ((double)r->n_layers * r->n_vision_tokens);
 }
 
 static squint_err caption(squint_session *s, const squint_caption_options *o, squint_result *r, squint_msg *msg)

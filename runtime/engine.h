@@ -41,6 +41,8 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
 /** Reads an F32 or F16 tensor of exactly n elements; a missing one fails when required, else *out is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
 
+enum { SQ_MAX_LAYERS = 512 };
+
 /* ---- Models ------------------------------------------------------------------------------ */
 
 typedef struct sq_family sq_family;
@@ -109,7 +111,8 @@ struct squint_session {
     size_t block_bytes;
     sq_pool *pool;
     sq_compute compute;
-    void *state; /* the family's own, in the arena */
+    void *state;                /* the family's own, in the arena */
+    float ratio[SQ_MAX_LAYERS]; /* [n_layers] by which layers choose, as options.keep and .schedule have it */
     atomic_bool cancel;
 
     float *pixels;           /* [3][size][size] */
@@ -204,6 +207,8 @@ struct sq_family {
     bool (*matches)(const sq_gguf *g);
     /** Reads shapes and weights into m->net and fills in what the engine wants to know. */
     squint_err (*load)(squint_model *m, squint_msg *msg);
+    /** Fills in s->ratio of s->options: it decides how long a cache can become. */
+    squint_err (*schedule)(squint_session *s, squint_msg *msg);
     /** Plans s->state, s->compute and what else a session of these limits needs. Runs twice (sq_arena). */
     void (*plan)(squint_session *s, sq_arena *arena);
     void (*reset)(squint_session *s);

@@ -13,6 +13,7 @@ enum {
     LARGEST_MAX_TOKENS = 1 << 16,
     LARGEST_MAX_PROMPT = 1 << 20,
     MAX_THREADS = 256,
+    LARGEST_KEEP = 1000,
     ALIGN = 64,
 };
 
@@ -33,6 +34,9 @@ static squint_err check_options(const squint_session_options *in, squint_session
                        LARGEST_MAX_PROMPT);
     if (out->kv < SQUINT_KV_AUTO || out->kv > SQUINT_KV_Q8)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "kv: %d is not a kind of KV cache", (int)out->kv);
+    if (!(out->keep >= 0 && out->keep <= LARGEST_KEEP))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "keep: %g is not from 0 to %d", (double)out->keep, LARGEST_KEEP);
+    if (!out->keep) out->keep = 1.0f;
     if (!out->threads) out->threads = min_u32(sq_cpu_count(), MAX_THREADS);
     if (!out->max_tokens) out->max_tokens = DEFAULT_MAX_TOKENS;
     if (!out->max_prompt) out->max_prompt = DEFAULT_MAX_PROMPT;
@@ -101,7 +105,7 @@ static void plan(squint_session *s)
 size_t squint_session_bytes(const squint_model *model, const squint_session_options *options)
 {
     squint_session s = {.model = model};
-    if (check_options(options, &s.options, NULL)) return 0;
+    if (check_options(options, &s.options, NULL) || model->family->schedule(&s, NULL)) return 0;
     s.limits = limits_of(model, &s.options);
     plan(&s);
     size_t bytes;
@@ -136,6 +140,8 @@ squint_err sq_session_open_limits(squint_session **out, const squint_model *mode
     *s = (squint_session){.model = model, .alloc = model->alloc, .options = checked};
     s->limits = limits ? *limits : limits_of(model, &checked);
 
+    if ((err = model->family->schedule(s, msg))) goto fail;
+    s->options.schedule = NULL; /* the caller's, which may be gone tomorrow */
     if ((err = take_memory(s, msg))) goto fail;
     if ((err = sq_pool_open(&s->pool, checked.threads, &s->alloc, msg))) goto fail;
     s->compute.pool = s->pool;

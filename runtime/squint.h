@@ -106,6 +106,22 @@ typedef struct squint_session_options {
     unsigned max_tokens; /* longest caption a session can write, in tokens; 0: 64 */
     unsigned max_prompt; /* longest prompt text, in bytes; 0: 256 */
     squint_kv kv;
+    /* How much the routed layers keep, of the modes that have a say in it: pmod, gamma-train, gamma-paper. Where a
+     * threshold decides ("gamma-released", "threshold"), and in a dense model, these two are refused.
+     *
+     * schedule, read while the session opens; NULL: the model's own. With s of layer l of L, c the model's
+     * mod.schedule.factor or 0.5, and ratios from 0 to 1 as decimals:
+     *   "cos:MAX:MIN"     s = cos(pi l / (L - 1)) / 2 + c; a layer keeps max(s, MIN) where s is at most MAX, else all
+     *   "linear:MAX:MIN"  s = 0.5 - l / (L - 1) + c; the same
+     *   "const:R"         each layer keeps R
+     *   "list:R,R,..."    one ratio for each of the model's layers
+     * Layers without a router keep all (in a list their ratio must be 1); routed ones that keep all still weigh.
+     *
+     * keep multiplies the ratios of either, none to more than 1; 0: 1, at most 1000.
+     * pmod then runs trunc(n * ratio) of n vision tokens, the gammas all but floor(n * (1 - ratio)) of the n tokens that
+     * compete. */
+    const char *schedule;
+    float keep;
 } squint_session_options;
 
 /** The stages of a caption, in their order. */
@@ -146,6 +162,7 @@ typedef struct squint_result {
     unsigned n_vision_tokens;
     unsigned n_layers;
     const uint32_t *kept; /* [n_layers] vision tokens that each decoder layer ran */
+    double kept_share;    /* of n_layers * n_vision_tokens, of which the layers ran these */
     squint_finish finish;
     double stage_ms[SQUINT_STAGE_COUNT];
     size_t kv_bytes;           /* of keys and values in use at the end, all layers */

@@ -7,6 +7,7 @@
 #include "tests/fixture.h"
 #include "tests/support.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -103,6 +104,7 @@ static void test_result(void **state)
     assert_int_equal(r.n_layers, N_LAYERS);
     for (int l = 0; l < N_LAYERS; l++)
         assert_int_equal(r.kept[l], l % 2 ? 4 : 9);
+    assert_true(fabs(r.kept_share - (9 + 4 + 9 + 4) / 36.0) < 1e-12);
     /* Routed layers are 5 entries short; 23 generated tokens; 2 heads of 4 floats, key and value. */
     assert_int_equal(r.kv_bytes, (4 * N_PROMPT - 2 * 5 + 4 * 23) * 2 * 2 * 4 * sizeof(float));
     assert_true(r.prefill_macs > 0 && r.prefill_macs < r.prefill_macs_dense);

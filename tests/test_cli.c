@@ -135,6 +135,10 @@ static void misuse_is_told_in_a_line(void **state)
         {{"caption", "--temp", "nan", "x.jpg"}, "--temp: \"nan\" is not a number from 0 to 10"},
         {{"caption", "--temp", "0x1p3", "x.jpg"}, "--temp"},
         {{"caption", "--top-p", "1.5", "x.jpg"}, "--top-p: \"1.5\" is not a number from 0 to 1"},
+        {{"caption", "--keep", "0", "x.jpg"},
+         "--keep: \"0\" is not a number from 0.001 to 1000 (--schedule const:0 keeps none)"},
+        {{"caption", "--keep", "half", "x.jpg"}, "--keep: \"half\" is not a number"},
+        {{"bench", "--synthetic", "tiny", "--schedule", "cos:1"}, "schedule: \"cos:1\" is not cos:MAX:MIN"},
         {{"caption", "--kv", "f8", "x.jpg"}, "--kv: \"f8\" is none of: auto, f16, f32, q8"},
         {{"caption", "--isa", "mmx", "x.jpg"}, "\"mmx\""},
         {{"info", "a", "b"}, "one model"},
@@ -343,6 +347,35 @@ static void info_of_gates(void **state)
     command_result_free(&r);
     unlink(path);
     fixture_free(f);
+}
+
+/* The model's ratios of layers 2 to 7 are a cosine's, 0.81 to 0.15 of 36 tokens. */
+static void layers_keep_what_is_asked(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *option, *value;
+        int kept[8];
+    } cases[] = {{"--schedule", "cos:0.85:0.15", {36, 36, 29, 22, 13, 6, 5, 5}},
+                 {"--keep", "0.5", {36, 36, 14, 11, 6, 3, 2, 2}},
+                 {"--schedule", "const:0", {36, 36, 0, 0, 0, 0, 0, 0}},
+                 {"--schedule", "list:1,1,1,0.5,0.25,0.125,0,1", {36, 36, 36, 18, 9, 4, 0, 36}}};
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        command_result r = RUN("caption", "-q", "-n", "1", "--json", "-m", model, cases[i].option, cases[i].value, cat);
+        assert_done(&r);
+        cJSON *caption = parse(r.out);
+        int sum = 0;
+        for (int l = 0; l < 8; sum += cases[i].kept[l++])
+            assert_int_equal(cJSON_GetArrayItem(cJSON_GetObjectItem(caption, "kept"), l)->valuedouble,
+                             cases[i].kept[l]);
+        assert_true(number(caption, "kept_share") - sum / 288.0 < 1e-6 &&
+                    number(caption, "kept_share") - sum / 288.0 > -1e-6);
+        cJSON_Delete(caption);
+        command_result_free(&r);
+    }
+    command_result r = RUN("caption", "-q", "-m", model, "--schedule", "list:1,1", cat);
+    assert_failed(&r, 2, "schedule: a list of 2 ratios, but the model has 8 layers");
+    command_result_free(&r);
 }
 
 /* A mode that is not the model's own runs, and is told; one that does not fit is refused. */
@@ -771,6 +804,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_is_told),
         cmocka_unit_test(info_tells_what_is_there),
         cmocka_unit_test(info_of_gates),
+        cmocka_unit_test(layers_keep_what_is_asked),
         cmocka_unit_test(modes_are_told),
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(quantised_models_caption),

@@ -101,6 +101,8 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_CHOICE('t', "type", &made.type, bench_type_words, "TYPE", "weights: q8, q4 or both (default: both)"),
         CLI_ROW_CHOICE(0, "mode", &mode, bench_mode_words, "NAME",
                        "how layers choose tokens, as for caption; or all (default: pmod, of IMAGE its model's)"),
+        CLI_ROW_SCHEDULE(&o.session.schedule),
+        CLI_ROW_KEEP(&o.session.keep),
         CLI_ROW_NUMBER('r', "reps", &o.reps, 1, 10000, NULL, "N", "runs; the fastest counts (default: 5)"),
         CLI_ROW_FLAG(0, "json", &o.json, "one JSON object instead"),
         CLI_ROW_THREADS(&o.session.threads),

@@ -106,16 +106,22 @@ static void fill_random(float *x, size_t n)
     }
 }
 
-static squint_err open_run(const made_bench *b, const squint_model *made, const char *mode, made_run *run,
-                           squint_msg *msg)
+/* @param reference  what the modes are compared with: nothing else is asked of it than its mode */
+static squint_err open_run(const made_bench *b, const squint_model *made, const char *mode, bool reference,
+                           made_run *run, squint_msg *msg)
 {
     const uint32_t rows = b->n_vision + b->n_text;
+    squint_session_options options = b->o->session;
     const sq_synthetic_mode routing = {.name = mode, .skip_ratio = SKIP_RATIO, .region = b->n_vision};
     sq_limits limits = {.max_rows = rows, .max_tokens = rows, .max_logits = 1, .max_vision = b->n_vision};
     squint_err err = sq_synthetic_variant(&run->model, made, &routing, msg);
     if (err) return err;
-    limits.kv = sq_kv_of(run->model, b->o->session.kv);
-    err = sq_session_open_limits(&run->session, run->model, &b->o->session, &limits, msg);
+    limits.kv = sq_kv_of(run->model, options.kv);
+    if (reference) {
+        options.schedule = NULL;
+        options.keep = 0;
+    }
+    err = sq_session_open_limits(&run->session, run->model, &options, &limits, msg);
     if (!err) fill_random(run->session->vision, (size_t)b->n_vision * b->shape->d);
     return err;
 }
@@ -202,10 +208,10 @@ static squint_err time_mode(const made_bench *b, squint_session *dense, squint_s
 static squint_err bench_modes(made_bench *b, const squint_model *made, unsigned type, squint_msg *msg)
 {
     made_run dense = {0};
-    squint_err err = open_run(b, made, "dense", &dense, msg);
+    squint_err err = open_run(b, made, "dense", true, &dense, msg);
     for (unsigned i = b->first_mode; !err && i <= b->last_mode; i++) {
         made_run run = {0};
-        err = open_run(b, made, bench_mode_words[i], &run, msg);
+        err = open_run(b, made, bench_mode_words[i], false, &run, msg);
         if (!err) err = time_mode(b, dense.session, run.session, &b->results[type][i], msg);
         close_run(&run);
     }

@@ -77,6 +77,7 @@ static void print_json(const caption_job *job, const squint_result *r)
     cJSON_AddNumberToObject(json, "n_tokens", r->n_tokens);
     cJSON_AddStringToObject(json, "finish", r->finish == SQUINT_FINISH_STOP ? "stop" : "length");
     cJSON_AddItemToObject(json, "kept", cli_json_ids(r->kept, r->n_layers));
+    cli_json_number(json, "kept_share", r->kept_share, 6);
     cJSON_AddNumberToObject(json, "vision_tokens", r->n_vision_tokens);
     cJSON_AddNumberToObject(json, "prompt_tokens", r->n_prompt_tokens);
     cJSON_AddItemToObject(json, "ms", stages_json(r->stage_ms));
@@ -229,6 +230,8 @@ static int run(const cli_command *self, int argc, char **argv)
                        "longest caption, in tokens (default: 0, 64)"),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_MODE(&model_options.mode),
+        CLI_ROW_SCHEDULE(&session.schedule),
+        CLI_ROW_KEEP(&session.keep),
         CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
         CLI_ROW_FLAG('q', "quiet", &job.quiet, "no progress, no timings"),

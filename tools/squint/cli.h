@@ -113,6 +113,13 @@ bool cli_real(const char *text, double min, double max, double *out);
 #define CLI_ROW_KV(kv)                                                                                                 \
     CLI_ROW_CHOICE(0, "kv", kv, cli_kv_words, "TYPE",                                                                  \
                    "keys and values as f16, q8 or f32 (default: auto, f32 for models of f32 weights, else f16)")
+#define CLI_ROW_SCHEDULE(schedule)                                                                                     \
+    CLI_ROW_TEXT(0, "schedule", schedule, "S",                                                                         \
+                 "share of the vision tokens that routed layers keep: cos:MAX:MIN, linear:MAX:MIN, const:R, or "       \
+                 "list:R,R,... with one for each layer (default: the model's)")
+#define CLI_ROW_KEEP(keep)                                                                                             \
+    CLI_ROW_REAL(0, "keep", keep, 0.001, 1000, "--schedule const:0 keeps none", "R",                                   \
+                 "multiply these shares by R, none to more than 1 (default: 1)")
 
 extern const char *const cli_kv_words[]; /* indexed by squint_kv */
 

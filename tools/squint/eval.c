@@ -529,6 +529,8 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_FLAG(0, "json", &job.json, "one JSON object instead"),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_MODE(&model_options.mode),
+        CLI_ROW_SCHEDULE(&session.schedule),
+        CLI_ROW_KEEP(&session.keep),
         CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
         CLI_ROW_END,
