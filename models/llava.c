@@ -283,12 +283,17 @@ size_t sq_llava_kv_bytes(const squint_session *s)
     return sq_kv_units(type, sq_llava_of(s)->decoder.head_dim) * sq_kv_unit_bytes(type);
 }
 
-static size_t kv_entries(const squint_session *s)
+static bool chooses(const squint_model *m, uint32_t layer)
 {
-    size_t entries = 0;
-    for (uint32_t l = 0; l < s->model->n_layers; l++)
-        entries += sq_llava_state_of(s)->kv[l].n;
-    return entries;
+    const sq_llava *const net = m->net;
+    return net->decoder.mode.score && net->decoder.layers[layer].is_mod;
+}
+
+static const uint32_t *kv_places(const squint_session *s, uint32_t layer, uint32_t *n)
+{
+    const sq_kv_layer *const kv = &sq_llava_state_of(s)->kv[layer];
+    *n = kv->n;
+    return kv->at;
 }
 
 static size_t kv_entry_bytes(const squint_session *s)
@@ -306,6 +311,7 @@ const sq_family sq_family_llava = {
     .encode = encode,
     .forward = sq_decoder_forward,
     .rewind = rewind_to,
-    .kv_entries = kv_entries,
+    .chooses = chooses,
+    .kv_places = kv_places,
     .kv_entry_bytes = kv_entry_bytes,
 };

@@ -149,6 +149,18 @@ static void route(const sq_pass *p, uint32_t layer)
     sq_route_weights(net->norm, net->norm_scale, net->norm_bias, state->scores, state->weights, p->n_targets);
 }
 
+/* What squint_session_route() tells. */
+static void note_scores(const sq_pass *p, uint32_t layer)
+{
+    squint_session *const s = p->s;
+    const sq_llava_state *const state = p->state;
+    const size_t first = (size_t)layer * s->limits.max_tokens + s->n_past;
+    for (uint32_t i = 0; s->scores && i < p->n_targets; i++) {
+        s->scores[first + state->targets[i]] = state->scores[i];
+        s->weights[first + state->targets[i]] = state->weights[i];
+    }
+}
+
 /* ---- rows ---- */
 
 static void settle_chunk(void *ctx, unsigned chunk, unsigned worker)
@@ -270,6 +282,7 @@ squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg)
     sq_llava_state *const state = p->state;
     uint32_t n_chosen;
     route(p, layer);
+    note_scores(p, layer);
     sq_trace(p->s, SQ_TRACE_SCORES, (int)layer, state->scores, 1, p->n_targets);
     sq_trace(p->s, SQ_TRACE_WEIGHTS, (int)layer, state->weights, 1, p->n_targets);
     const squint_err err = choose(p, layer, &n_chosen, msg);

@@ -263,6 +263,7 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     for (uint32_t l = 0; l < vit->n_layers; l++)
         if ((err = load_layer(m, vit, l, &vit->layers[l], msg))) return err;
     m->n_vision = vit->n_patches;
+    m->grid_side = vit->patch.side;
     return SQUINT_OK;
 }
 

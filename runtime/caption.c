@@ -156,8 +156,20 @@ static double lap(double *since)
     return ms;
 }
 
-static void fill_result(const squint_session *s, squint_result *r)
+static squint_grid grid_of(const squint_session *s, const sq_image *image)
 {
+    const squint_model *const m = s->model;
+    squint_grid g = {.columns = m->grid_side, .rows = m->grid_side, .picture_w = image->w, .picture_h = image->h};
+    while (s->ids[g.first] != SQ_IMAGE_TOKEN)
+        g.first++;
+    sq_image_view(&m->image_rule, image->w, image->h, &g.x, &g.y, &g.w, &g.h);
+    return g;
+}
+
+static void fill_result(const squint_session *s, const sq_image *image, squint_result *r)
+{
+    r->prompt = s->ids;
+    r->grid = grid_of(s, image);
     r->text = s->text;
     r->tokens = s->tokens;
     r->n_layers = s->model->n_layers;
@@ -168,7 +180,8 @@ static void fill_result(const squint_session *s, squint_result *r)
         r->kept_share += (double)s->kept[l] / ((double)r->n_layers * r->n_vision_tokens);
 }
 
-static squint_err caption(squint_session *s, const squint_caption_options *o, squint_result *r, squint_msg *msg)
+static squint_err caption(squint_session *s, const sq_image *image, const squint_caption_options *o, squint_result *r,
+                          squint_msg *msg)
 {
     double clock = sq_now_ms();
     squint_err err;
@@ -187,12 +200,13 @@ static squint_err caption(squint_session *s, const squint_caption_options *o, sq
     r->stage_ms[SQUINT_STAGE_TOWER] = lap(&clock);
     if ((err = sq_session_forward(s, s->ids, n_ids, 1, msg))) return err;
     r->stage_ms[SQUINT_STAGE_PREFILL] = lap(&clock);
+    s->n_ids = n_ids;
     r->prefill_macs = s->macs;
     r->prefill_macs_dense = s->macs_dense;
     err = generate(s, &text, &sampler, max_tokens, r, msg);
     r->stage_ms[SQUINT_STAGE_DECODE] = lap(&clock);
     finish_text(&text);
-    fill_result(s, r);
+    fill_result(s, image, r);
     return err;
 }
 
@@ -208,7 +222,7 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
     if (!err) err = sq_session_picture(s, image->rgb, image->w, image->h, stride, msg);
     if (!err && sq_session_stopped(s, SQUINT_STAGE_IMAGE, 1, 1)) err = sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     r->stage_ms[SQUINT_STAGE_IMAGE] = sq_now_ms() - started;
-    if (!err) err = caption(s, options, r, msg);
+    if (!err) err = caption(s, image, options, r, msg);
     s->on_progress = NULL;
     return err;
 }

@@ -61,6 +61,7 @@ struct squint_model {
     uint32_t max_expanded; /* longest prompt with vision tokens; 0: n_ctx */
     uint32_t d;            /* length of an embedding */
     uint32_t n_vision;     /* vision tokens an image; 0: no tower */
+    uint32_t grid_side;    /* they are grid_side x grid_side patches of the tower's square, row by row */
     const char *mode;      /* how routed layers run, by name */
     const char *own_mode;  /* and how the file would have it */
     bool float_decoder;    /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
@@ -122,6 +123,7 @@ struct squint_session {
     uint32_t n_routed;       /* vision tokens in the caches */
     bool broken;             /* a pass failed half-way: only a reset helps */
     uint32_t *kept;          /* [n_layers] vision tokens run by each layer in the last routed pass */
+    float *scores, *weights; /* [n_layers][max_tokens] what routers said, NaN where nothing; NULL unless asked for */
     double macs, macs_dense; /* of the decoder since sq_session_reset() */
 
     sq_trace_fn *trace;
@@ -131,7 +133,8 @@ struct squint_session {
     void *progress_user;
 
     /* Captioning (caption.c) */
-    uint32_t *ids;    /* [max_rows] */
+    uint32_t *ids;    /* [max_rows] the prompt */
+    uint32_t n_ids;   /* of the prompt of the caption that the sequence is, else 0 */
     uint32_t *tokens; /* [max_tokens of a caption] */
     char *text;       /* the caption, terminated when it is finished */
     char *piece;      /* of one token */
@@ -216,7 +219,10 @@ struct sq_family {
     /** The contract of sq_session_forward(); arguments are checked, n_past is advanced by the engine. */
     squint_err (*forward)(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
     squint_err (*rewind)(squint_session *s, uint32_t n_past, squint_msg *msg);
-    size_t (*kv_entries)(const squint_session *s);     /* in use, all layers */
+    /** Does this layer choose tokens, as the model runs? */
+    bool (*chooses)(const squint_model *m, uint32_t layer);
+    /** Places in the sequence of the entries of a layer's cache, rising. */
+    const uint32_t *(*kv_places)(const squint_session *s, uint32_t layer, uint32_t *n);
     size_t (*kv_entry_bytes)(const squint_session *s); /* keys and values of a token in a layer */
 };
 

@@ -209,3 +209,18 @@ squint_err sq_image_prepare(const uint8_t *rgb, uint32_t w, uint32_t h, size_t s
     sq_free(a, square, bytes);
     return err;
 }
+
+static void axis_view(const sq_axis *axis, double *start, double *length)
+{
+    const double scale = (double)axis->in / axis->out;
+    *start = axis->first * scale - axis->border;
+    *length = axis->n * scale;
+}
+
+void sq_image_view(const sq_image_rule *rule, uint32_t w, uint32_t h, double *x, double *y, double *view_w,
+                   double *view_h)
+{
+    const sq_axis across = fit_axis(rule->fit, rule->size, w, h), down = fit_axis(rule->fit, rule->size, h, w);
+    axis_view(&across, x, view_w);
+    axis_view(&down, y, view_h);
+}

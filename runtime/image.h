@@ -27,8 +27,8 @@ typedef struct sq_image {
  * @param out   on success for sq_image_free(); on failure empty
  * @return SQUINT_OK; _IMAGE: damaged or too large; _UNSUPPORTED: another kind of file; _NOMEM; sq_image_read(): _IO
  */
-squint_err sq_image_decode(sq_image *out, const char *name, const void *data, size_t size,
-                           const squint_allocator *a, squint_msg *msg);
+squint_err sq_image_decode(sq_image *out, const char *name, const void *data, size_t size, const squint_allocator *a,
+                           squint_msg *msg);
 /** Reads a regular file whole (at most 256 MiB) and decodes it. */
 squint_err sq_image_read(sq_image *out, const char *path, const squint_allocator *a, squint_msg *msg);
 void sq_image_free(sq_image *image, const squint_allocator *a);
@@ -63,5 +63,10 @@ typedef struct sq_image_rule {
  */
 squint_err sq_image_prepare(const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride, const sq_image_rule *rule,
                             float *out, const squint_allocator *a, squint_msg *msg);
+
+/** The part of a w x h picture that the square shows, in the picture's pixels from its upper left corner: beyond them
+ *  where it is padded, less than them where it is cropped. */
+void sq_image_view(const sq_image_rule *rule, uint32_t w, uint32_t h, double *x, double *y, double *view_w,
+                   double *view_h);
 
 #endif

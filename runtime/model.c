@@ -17,6 +17,11 @@ const char *squint_model_mode(const squint_model *model) { return model->mode; }
 
 const char *squint_model_own_mode(const squint_model *model) { return model->own_mode; }
 
+size_t squint_model_token(const squint_model *model, uint32_t id, char *out, size_t size)
+{
+    return model->tokenizer ? sq_detokenize(model->tokenizer, id, out, size) : 0;
+}
+
 /* ---- memory that lives as long as the model ---- */
 
 struct sq_owned {

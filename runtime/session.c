@@ -88,6 +88,12 @@ static void plan_caption(squint_session *s, sq_arena *arena)
     s->candidates = sq_take(arena, m->n_vocab, sizeof *s->candidates);
 }
 
+static void plan_routes(squint_session *s, sq_arena *arena)
+{
+    s->scores = sq_take(arena, s->model->n_layers, s->limits.max_tokens * sizeof *s->scores);
+    s->weights = sq_take(arena, s->model->n_layers, s->limits.max_tokens * sizeof *s->weights);
+}
+
 static void plan(squint_session *s)
 {
     const squint_model *const m = s->model;
@@ -97,6 +103,7 @@ static void plan(squint_session *s)
     s->vision = sq_take(arena, s->limits.max_vision, m->d * sizeof *s->vision);
     s->logits = sq_take(arena, s->limits.max_logits, m->n_vocab * sizeof *s->logits);
     s->kept = sq_take(arena, m->n_layers, sizeof *s->kept);
+    if (s->options.routes) plan_routes(s, arena);
     plan_caption(s, arena);
     s->compute.kernels = m->kernels;
     m->family->plan(s, arena);
@@ -182,12 +189,21 @@ bool sq_session_stopped(squint_session *s, squint_stage stage, unsigned done, un
     return atomic_load_explicit(&s->cancel, memory_order_relaxed);
 }
 
+static void forget_scores(squint_session *s)
+{
+    const size_t n = s->scores ? (size_t)s->model->n_layers * s->limits.max_tokens : 0;
+    for (size_t i = 0; i < n; i++)
+        s->scores[i] = s->weights[i] = NAN;
+}
+
 void sq_session_reset(squint_session *s)
 {
     s->n_past = 0;
     s->n_routed = 0;
     s->broken = false;
     s->macs = s->macs_dense = 0;
+    s->n_ids = 0;
+    forget_scores(s);
     for (uint32_t l = 0; l < s->model->n_layers; l++)
         s->kept[l] = 0;
     s->model->family->reset(s);
@@ -258,10 +274,47 @@ squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg
 
 size_t sq_session_kv_bytes(const squint_session *s)
 {
-    return s->model->family->kv_entries(s) * s->model->family->kv_entry_bytes(s);
+    size_t entries = 0;
+    for (uint32_t l = 0; l < s->model->n_layers; l++) {
+        uint32_t n;
+        s->model->family->kv_places(s, l, &n);
+        entries += n;
+    }
+    return entries * s->model->family->kv_entry_bytes(s);
 }
 
 size_t sq_session_kv_bytes_dense(const squint_session *s)
 {
     return (size_t)s->model->n_layers * s->n_past * s->model->family->kv_entry_bytes(s);
+}
+
+/* ---- what layers did with it ---- */
+
+static uint32_t count_below(const uint32_t *places, uint32_t n, uint32_t end)
+{
+    uint32_t count = 0;
+    while (count < n && places[count] < end)
+        count++;
+    return count;
+}
+
+squint_err squint_session_route(const squint_session *session, unsigned layer, squint_route *out, squint_msg *msg)
+{
+    const squint_session *const s = session;
+    const sq_family *const family = s->model->family;
+    *out = (squint_route){0};
+    if (layer >= s->model->n_layers)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "layer %u: the model has %u, counted from 0", layer,
+                       s->model->n_layers);
+    if (!s->n_ids || s->broken) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "the session has no caption to tell of");
+    uint32_t n;
+    out->kept = family->kv_places(s, layer, &n);
+    out->n_kept = n;
+    out->n_kept_prompt = count_below(out->kept, n, s->n_ids);
+    out->n_tokens = s->n_past;
+    out->chooses = family->chooses(s->model, layer);
+    if (!out->chooses || !s->scores) return SQUINT_OK;
+    out->scores = s->scores + (size_t)layer * s->limits.max_tokens;
+    out->weights = s->weights + (size_t)layer * s->limits.max_tokens;
+    return SQUINT_OK;
 }

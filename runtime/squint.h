@@ -122,6 +122,7 @@ typedef struct squint_session_options {
      * compete. */
     const char *schedule;
     float keep;
+    bool routes; /* keep every router's scores and weights for squint_session_route() */
 } squint_session_options;
 
 /** The stages of a caption, in their order. */
@@ -153,6 +154,16 @@ typedef enum squint_finish {
     SQUINT_FINISH_LENGTH, /* max_tokens or the model's context is used up */
 } squint_finish;
 
+/** Where the vision tokens lie: patches over a rectangle of the picture, row by row from its upper left corner. */
+typedef struct squint_grid {
+    unsigned first; /* place of the first in the prompt; the others follow it */
+    unsigned columns, rows;
+    unsigned picture_w, picture_h; /* pixels */
+    /* The rectangle, in the picture's pixels from its upper left corner. It reaches beyond a picture that is padded for
+     * the tower, and leaves out parts of one that is cropped. */
+    double x, y, w, h;
+} squint_grid;
+
 /** A caption. Pointers belong to the session and hold until its next call. */
 typedef struct squint_result {
     const char *text;       /* UTF-8, white space trimmed at both ends */
@@ -160,6 +171,8 @@ typedef struct squint_result {
     unsigned n_tokens;
     unsigned n_prompt_tokens; /* vision tokens included */
     unsigned n_vision_tokens;
+    const uint32_t *prompt; /* [n_prompt_tokens] its ids; UINT32_MAX for a vision token */
+    squint_grid grid;
     unsigned n_layers;
     const uint32_t *kept; /* [n_layers] vision tokens that each decoder layer ran */
     double kept_share;    /* of n_layers * n_vision_tokens, of which the layers ran these */
@@ -169,6 +182,21 @@ typedef struct squint_result {
     double prefill_macs;       /* multiply-adds of the decoder's prefill as run */
     double prefill_macs_dense; /* the same with no token skipped */
 } squint_result;
+
+/** What a decoder layer did with the tokens of a caption. Pointers belong to the session and hold until its next call.
+ */
+typedef struct squint_route {
+    bool chooses;           /* by a router; any other layer runs every token */
+    unsigned n_tokens;      /* of the sequence: the prompt's, then the generated ones that were fed back, which the last
+                             * one of a caption that became too long is not */
+    unsigned n_kept;        /* tokens that the layer ran: the entries of its KV cache at the end */
+    unsigned n_kept_prompt; /* the first of them, the prompt's: its entries after the prefill */
+    const uint32_t *kept;   /* [n_kept] their places in the sequence, rising */
+    /* [n_tokens] the router's score and what became of it, the token's weight; NaN for a token without. A gate of two
+     * outputs has their difference as its score. NULL for a layer that does not choose, and without
+     * squint_session_options.routes. */
+    const float *scores, *weights;
+} squint_route;
 
 /** The library's version, "major.minor.patch"; static storage. */
 SQUINT_API const char *squint_version(void);
@@ -248,6 +276,22 @@ SQUINT_API SQUINT_MUST_CHECK squint_err squint_caption_rgb(squint_session *sessi
                                                            unsigned height, size_t stride,
                                                            const squint_caption_options *options, squint_result *result,
                                                            squint_msg *msg);
+
+/**
+ * How a layer, counted from 0, treated the tokens of the session's last caption. Takes no time to speak of: the tokens
+ * kept are read off the layer's KV cache.
+ * @param out  what squint_route says; empty on failure
+ * @return SQUINT_OK; _ARGUMENT: no such layer, or no caption that came through its prefill
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_session_route(const squint_session *session, unsigned layer,
+                                                             squint_route *out, squint_msg *msg);
+
+/**
+ * Text of one token of a prompt or a caption, as much of it as `size` bytes hold, not terminated. It may be part of a
+ * UTF-8 character, a space that begins a word, or nothing (control tokens, ids that the model does not have).
+ * @return bytes written
+ */
+SQUINT_API size_t squint_model_token(const squint_model *model, uint32_t id, char *out, size_t size);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,10 @@
 /*
- * squint caption: pictures in, one line of text each. Uses the public interface only.
+ * squint caption: pictures in, one line of text each. Uses the public interface, and for --look what reads pictures.
  * SPDX-License-Identifier: MIT
  */
+#include "runtime/image.h"
 #include "tools/squint/cli.h"
+#include "tools/squint/sight.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,8 +17,14 @@ typedef struct caption_job {
     squint_caption_options options;
     const char *path; /* of the picture at hand */
     bool json, quiet;
-    bool several; /* more than one picture: each line begins with its path */
-    bool began;   /* something of this picture's line is on stdout */
+    bool several;             /* more than one picture: each line begins with its path */
+    bool began;               /* something of this picture's line is on stdout */
+    const char *model_name;   /* its file's, for traces */
+    const char *look, *trace; /* files to write, or NULL */
+    int look_what;
+    unsigned look_width;
+    char **look_names; /* of each picture */
+    trace_file traces;
     unsigned n_done;
     squint_result last, sum; /* of the pictures done; sum: numbers only */
 } caption_job;
@@ -145,36 +153,70 @@ static void name_stdin(squint_msg *msg)
     snprintf(msg->text, sizeof msg->text, "standard input: %.480s", text + skip);
 }
 
-static squint_err caption_stdin(caption_job *job, squint_result *result, squint_msg *msg)
+static squint_err caption_stdin(caption_job *job, uint8_t **data, size_t *size, squint_result *result, squint_msg *msg)
 {
-    uint8_t *data;
-    size_t size;
-    squint_err err = cli_read_stdin(STDIN_CAP, &data, &size, msg);
+    squint_err err = cli_read_stdin(STDIN_CAP, data, size, msg);
     if (err) return cli_interrupted() ? SQUINT_ERR_CANCELLED : err;
-    err = squint_caption_memory(job->session, data, size, &job->options, result, msg);
+    err = squint_caption_memory(job->session, *data, *size, &job->options, result, msg);
     if (err) name_stdin(msg);
-    free(data);
     return err;
 }
 
-static int caption_image(caption_job *job)
+/* ---- What was looked at -------------------------------------------------------------------- */
+
+/* @param data  the picture's file, or NULL when it is where its path says */
+static bool paint(const caption_job *job, const sight *s, const void *data, size_t size, const char *name)
+{
+    const squint_allocator a = sq_allocator_or_default(NULL);
+    sq_image image;
+    squint_msg msg;
+    canvas c;
+    if (!look_check(s, job->look_what, "--look")) return false;
+    const squint_err err = data ? sq_image_decode(&image, "standard input", data, size, &a, &msg)
+                                : sq_image_read(&image, job->path, &a, &msg);
+    if (err) return cli_fail(err, &msg), false;
+    const bool same = image.w == s->grid.picture_w && image.h == s->grid.picture_h;
+    if (same) look_paint(&c, s, image.rgb, job->look_what, job->look_width);
+    sq_image_free(&image, &a);
+    if (!same) return cli_say("%s changed while it was captioned", job->path), false;
+    const bool saved = canvas_save_png(&c, name);
+    canvas_close(&c);
+    return saved;
+}
+
+static bool keep_sight(caption_job *job, const squint_result *r, int index, const void *data, size_t size)
+{
+    sight s;
+    if (!job->look && !job->trace) return true;
+    sight_of_caption(&s, job->model, job->session, r, job->path, job->model_name);
+    if (job->trace) trace_add(&job->traces, &s);
+    const bool painted = !job->look || paint(job, &s, data, size, job->look_names[index]);
+    sight_free(&s);
+    return painted;
+}
+
+static int caption_image(caption_job *job, int index)
 {
     squint_result result;
     squint_msg msg = {""};
-    const bool from_stdin = !strcmp(job->path, "-");
+    uint8_t *data = NULL; /* standard input */
+    size_t size = 0;
     job->began = false;
-    const squint_err err = from_stdin ? caption_stdin(job, &result, &msg)
-                                      : squint_caption_file(job->session, job->path, &job->options, &result, &msg);
+    const squint_err err = strcmp(job->path, "-")
+                               ? squint_caption_file(job->session, job->path, &job->options, &result, &msg)
+                               : caption_stdin(job, &data, &size, &result, &msg);
     cli_bar_clear();
     if (!err && !job->json) begin_line(job);
     if (job->began) putchar('\n');
+    const bool kept = err || keep_sight(job, &result, index, data, size);
+    free(data);
     if (err) {
         if (job->json && err != SQUINT_ERR_CANCELLED) print_json_error(job, msg.text);
         return cli_flush() ? cli_fail(err, &msg) : CLI_FAILED;
     }
     if (job->json) print_json(job, &result);
     add_result(job, &result);
-    return cli_flush() ? CLI_DONE : CLI_FAILED;
+    return cli_flush() && kept ? CLI_DONE : CLI_FAILED;
 }
 
 static int caption_images(caption_job *job, char **paths, int n)
@@ -183,12 +225,32 @@ static int caption_images(caption_job *job, char **paths, int n)
     cli_watch_interrupts(job->session);
     for (int i = 0; i < n && !cli_interrupted() && !ferror(stdout); i++) {
         job->path = paths[i];
-        const int came_of_it = caption_image(job);
+        const int came_of_it = caption_image(job, i);
         if (came_of_it > status) status = came_of_it;
     }
     cli_unwatch_interrupts();
     if (cli_interrupted()) return CLI_INTERRUPTED;
     if (!job->quiet && job->n_done && !ferror(stdout)) print_timings(job);
+    return status;
+}
+
+/* Files are named, and a trace begun, before any work is done for them. */
+static int prepare_sights(caption_job *job, char **paths, int n)
+{
+    if (job->look && !strcmp(squint_model_mode(job->model), "dense")) {
+        cli_say("--look: in mode dense every layer looks at the whole picture: there is nothing to paint");
+        return CLI_MISUSED;
+    }
+    if (job->look && !(job->look_names = output_names("--look", job->look, paths, n))) return CLI_MISUSED;
+    return job->trace && !trace_open(&job->traces, job->trace) ? CLI_FAILED : CLI_DONE;
+}
+
+static int caption_and_look(caption_job *job, char **paths, int n)
+{
+    int status = prepare_sights(job, paths, n);
+    if (!status) status = caption_images(job, paths, n);
+    if (!trace_close(&job->traces) && !status) status = CLI_FAILED;
+    output_names_free(job->look_names, n);
     return status;
 }
 
@@ -199,17 +261,23 @@ static int open_and_caption(caption_job *job, const char *model, const squint_mo
     squint_err err = squint_model_open(&job->model, model, model_options, &msg);
     if (!err && !job->quiet) cli_tell_mode(job->model);
     if (!err) err = squint_session_open(&job->session, job->model, session, &msg);
-    const int status = err ? cli_fail(err, &msg) : caption_images(job, paths, n);
+    const int status = err ? cli_fail(err, &msg) : caption_and_look(job, paths, n);
     squint_session_close(&job->session);
     squint_model_close(&job->model);
     return status;
 }
 
+static const char *name_of(const char *path)
+{
+    const char *const slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 static int run(const cli_command *self, int argc, char **argv)
 {
-    const char *model = NULL;
+    const char *model = NULL, *look_layer = "all";
     squint_model_options model_options = {0};
-    caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress}};
+    caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress}, .look_width = LOOK_WIDTH};
     squint_caption_options *o = &job.options;
     squint_session_options session = {0};
     unsigned kv = SQUINT_KV_AUTO;
@@ -234,6 +302,14 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_KEEP(&session.keep),
         CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
+        CLI_ROW_TEXT(0, "look", &job.look, "FILE",
+                     "paint what the model looked at over the picture: a PNG file, or a folder for NAME-look.png"),
+        CLI_ROW_TEXT(0, "look-layer", &look_layer, "L",
+                     "of --look: all, sum, or one layer's number (default: all, the sum and each layer)"),
+        CLI_ROW_NUMBER(0, "look-width", &job.look_width, LOOK_MIN_WIDTH, LOOK_MAX_WIDTH, NULL, "N",
+                       "of --look: width in pixels (default: 960)"),
+        CLI_ROW_TEXT(0, "trace", &job.trace, "FILE",
+                     "write what each layer kept, with scores and weights, as JSON for squint look"),
         CLI_ROW_FLAG('q', "quiet", &job.quiet, "no progress, no timings"),
         CLI_ROW_END,
     };
@@ -242,7 +318,11 @@ static int run(const cli_command *self, int argc, char **argv)
     if (first == argc) return cli_misuse(self, "caption: which image?");
     if (o->prompt && strlen(o->prompt) > 256) session.max_prompt = (unsigned)strlen(o->prompt);
     if (!(model = cli_model_path(model))) return CLI_MISUSED;
+    if (!look_parse(look_layer, &job.look_what))
+        return cli_misuse(self, "--look-layer: \"%s\" is none of: all, sum, a layer's number", look_layer);
     session.kv = (squint_kv)kv;
+    session.routes = job.look || job.trace;
+    job.model_name = name_of(model);
     job.several = argc - first > 1;
     job.options.user = &job;
     if (!job.quiet) cli_bar_enable();
@@ -255,6 +335,8 @@ const cli_command caption_command = {
     .summary = "say in a sentence what is on a picture",
     .details = "Prints a caption for each image (JPEG, PNG, BMP or PNM; \"-\" reads one from standard input).\n"
                "One image: the caption alone. Several: a line \"IMAGE: CAPTION\" each; one that fails gets a\n"
-               "message, the others go on. Times go to standard error.",
+               "message, the others go on. Times go to standard error.\n\n"
+               "--look with several images: %s in FILE stands for the picture's name (look-%s.png), or\n"
+               "FILE is a folder. --trace is one JSON document with all pictures; squint look reads it.",
     .run = run,
 };
