@@ -163,6 +163,7 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
 
     kv_job job = {p, kv, run};
     sq_pool_run(compute->pool, run->m, rotate_and_store, &job);
+    sq_trace(p->s, SQ_TRACE_QKV, (int)(w - net->layers), state->qkv, run->m, (uint32_t)ld);
     attend(p, kv, run->m);
     kv->n += run->m;
 

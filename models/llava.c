@@ -154,6 +154,9 @@ void sq_llava_describe(squint_model *m)
     m->n_layers = net->decoder.n_layers;
     m->n_vocab = net->decoder.n_vocab;
     m->d = net->decoder.d;
+    m->n_heads = net->decoder.n_heads;
+    m->n_kv_heads = net->decoder.n_kv_heads;
+    m->head_dim = net->decoder.head_dim;
     m->mode = net->decoder.mode.name;
     m->float_decoder = net->decoder.layers[0].q.f32 != NULL;
 }

@@ -58,13 +58,14 @@ struct squint_model {
     const char *asked_mode; /* of squint_model_options, while loading; NULL: the file's */
     /* What every family tells the engine about itself. */
     uint32_t n_layers, n_vocab, n_ctx;
-    uint32_t max_expanded; /* longest prompt with vision tokens; 0: n_ctx */
-    uint32_t d;            /* length of an embedding */
-    uint32_t n_vision;     /* vision tokens an image; 0: no tower */
-    uint32_t grid_side;    /* they are grid_side x grid_side patches of the tower's square, row by row */
-    const char *mode;      /* how routed layers run, by name */
-    const char *own_mode;  /* and how the file would have it */
-    bool float_decoder;    /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
+    uint32_t max_expanded;                  /* longest prompt with vision tokens; 0: n_ctx */
+    uint32_t d;                             /* length of an embedding */
+    uint32_t n_heads, n_kv_heads, head_dim; /* of the decoder's attention */
+    uint32_t n_vision;                      /* vision tokens an image; 0: no tower */
+    uint32_t grid_side;   /* they are grid_side x grid_side patches of the tower's square, row by row */
+    const char *mode;     /* how routed layers run, by name */
+    const char *own_mode; /* and how the file would have it */
+    bool float_decoder;   /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
     void *net; /* the family's own: shapes and weights */
 };
@@ -89,6 +90,7 @@ typedef enum sq_trace_what {
     SQ_TRACE_SCORES,    /* router logits of the tokens that have one, one row: p-MoD's vision tokens, gamma's all */
     SQ_TRACE_KEPT,      /* uint32 positions in this pass that the layer runs, one row */
     SQ_TRACE_WEIGHTS,   /* weights of the same tokens, one row */
+    SQ_TRACE_QKV,       /* heads of the rows that a layer runs: queries and keys, rotated, then values */
 } sq_trace_what;
 typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols);
 

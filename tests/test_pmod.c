@@ -74,6 +74,7 @@ static void note(void *user, sq_trace_what what, int layer, const void *data, ui
         break;
     case SQ_TRACE_TOWER:
     case SQ_TRACE_PROJECTED:
+    case SQ_TRACE_QKV:
         break;
     }
 }

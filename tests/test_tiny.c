@@ -152,6 +152,7 @@ static void compare(void *user, sq_trace_what what, int layer, const void *data,
     }
     case SQ_TRACE_EMBEDDED:
     case SQ_TRACE_WEIGHTS:
+    case SQ_TRACE_QKV:
         break;
     }
 }

@@ -53,7 +53,8 @@ typedef struct cli_command {
     int (*run)(const struct cli_command *self, int argc, char **argv);
 } cli_command;
 
-extern const cli_command caption_command, info_command, quantize_command, tokenize_command, eval_command, bench_command;
+extern const cli_command caption_command, info_command, quantize_command, tokenize_command, eval_command, bench_command,
+    arank_command;
 
 /**
  * Reads the options of a command. Options and operands may come in any order; "--" ends options.
