@@ -737,6 +737,455 @@ static void what_cannot_be_painted_is_told(void **state)
     }
 }
 
+/* ---- Traces read back ---------------------------------------------------------------------- */
+
+static void assert_same_floats(const float *a, const float *b, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        assert_true(same_float(a[i], b[i]));
+}
+
+static void assert_same_sight(const sight *a, const sight *b)
+{
+    assert_string_equal(a->file, b->file);
+    assert_string_equal(a->caption, b->caption);
+    assert_string_equal(a->model, b->model);
+    assert_string_equal(a->mode, b->mode);
+    assert_memory_equal(&a->grid, &b->grid, sizeof a->grid);
+    assert_int_equal(a->n_vision, b->n_vision);
+    assert_int_equal(a->n_layers, b->n_layers);
+    assert_int_equal(a->n_words, b->n_words);
+    assert_int_equal(a->n_prompt, b->n_prompt);
+    assert_int_equal(a->n_sequence, b->n_sequence);
+    for (unsigned l = 0; l < a->n_layers; l++) {
+        const sight_layer *const x = &a->layers[l], *const y = &b->layers[l];
+        assert_int_equal(x->chooses, y->chooses);
+        assert_int_equal(x->n_kept, y->n_kept);
+        assert_int_equal(x->kv_prompt, y->kv_prompt);
+        assert_int_equal(x->kv_end, y->kv_end);
+        if (!x->chooses) continue;
+        assert_memory_equal(x->kept, y->kept, a->n_vision * sizeof *x->kept);
+        assert_same_floats(x->scores, y->scores, a->n_vision);
+        assert_same_floats(x->weights, y->weights, a->n_vision);
+    }
+    for (unsigned i = 0; i < a->n_words; i++) {
+        const sight_word *const x = &a->words[i], *const y = &b->words[i];
+        assert_string_equal(x->text, y->text);
+        assert_int_equal(x->id, y->id);
+        assert_int_equal(x->generated, y->generated);
+        assert_int_equal(x->ran, y->ran);
+        if (x->ran) assert_int_equal(x->place, y->place);
+        assert_memory_equal(x->skipped, y->skipped, a->n_layers * sizeof *x->skipped);
+        assert_same_floats(x->scores, y->scores, a->n_layers);
+    }
+}
+
+static void a_trace_is_lossless(void **state)
+{
+    (void)state;
+    char path[96];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    fixture *const f = small_fixture("gamma-released");
+    squint_model *m = fixture_model(f, NULL);
+    squint_session *s = open_session(m, true);
+    trace_file t;
+    sight written[2], *read;
+    size_t n;
+    assert_true(trace_open(&t, path));
+    for (int i = 0; i < 2; i++) {
+        const squint_result r = caption(s, &(squint_caption_options){.temperature = 3, .seed = (uint64_t)i});
+        sight_of_caption(&written[i], m, s, &r, i ? "odd \"name\"\n\xFF.jpg" : "x.jpg", "<model> & co");
+        trace_add(&t, &written[i]);
+    }
+    assert_true(trace_close(&t));
+    assert_true(trace_read(path, &read, &n));
+    assert_int_equal(n, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_same_sight(&written[i], &read[i]);
+        sight_free(&written[i]);
+    }
+    trace_free(read, n);
+    unlink(path);
+    squint_session_close(&s);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
+static char *text_of(const char *path)
+{
+    FILE *const f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    const long n = ftell(f);
+    rewind(f);
+    char *const text = calloc((size_t)n + 1, 1);
+    assert_int_equal(fread(text, 1, (size_t)n, f), n);
+    fclose(f);
+    return text;
+}
+
+static void write_bytes(const char *path, const void *data, size_t n)
+{
+    FILE *const f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, n, f), n);
+    fclose(f);
+}
+
+/* Patches of three layers, with a word that the last one skipped. */
+static sight sight_with_words(void)
+{
+    sight s = made_sight(0, 0, PICTURE_W, PICTURE_H);
+    s.n_sequence = CELLS + 1;
+    s.words = calloc(1, sizeof *s.words);
+    s.n_words = 1;
+    s.words[0] = (sight_word){.text = strdup("word"),
+                              .id = 7,
+                              .generated = true,
+                              .ran = true,
+                              .place = CELLS,
+                              .skipped = calloc(4, sizeof(bool)),
+                              .scores = calloc(4, sizeof(float))};
+    s.words[0].skipped[3] = true;
+    return s;
+}
+
+static void write_trace(const char *path, const sight *s)
+{
+    trace_file t;
+    assert_true(trace_open(&t, path));
+    trace_add(&t, s);
+    assert_true(trace_close(&t));
+}
+
+static void hostile_traces_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *says;
+    } cases[] = {
+        {"{\"squint_trace\":1", "{\"squint_trace\":2", "not a trace of this squint"},
+        {"\"images\":[", "\"images\":[],\"x\":[", "no picture"},
+        {"\"images\":[", "\"images\":[7,", "picture 1: file is missing"},
+        {"\"caption\":\"a flat picture\"", "\"caption\":7", "caption is not a text"},
+        {"\"width\":120", "\"width\":0", "picture.width is not a whole number from 1 to 32768"},
+        {"\"width\":120", "\"width\":1e300", "picture.width"},
+        {"\"width\":120", "\"width\":1.5", "picture.width"},
+        {"{\"width\":120,\"height\":60}", "{\"width\":9000,\"height\":9000}", "more than 64 megapixels"},
+        {"\"columns\":4", "\"columns\":100000", "grid.columns is not a whole number from 1 to 256"},
+        {"\"columns\":4", "\"columns\":5", "vision_tokens"},
+        {"\"x\":0", "\"x\":-1e9", "grid.x is not a number"},
+        {"\"rows\":3", "\"rows\":null", "grid.rows"},
+        {"\"first_vision\":0", "\"first_vision\":1", "first_vision"},
+        {"\"prompt_tokens\":12", "\"prompt_tokens\":99999999999", "prompt_tokens"},
+        {"\"sequence\":13", "\"sequence\":11", "sequence is not a whole number from 12"},
+        {"\"layers\":[", "\"layers\":[],\"x\":[", "layers is not a list of 1 to 512 entries"},
+        {"\"layer\":2", "\"layer\":1", "layers[2].layer"},
+        {"\"chooses\":true", "\"chooses\":1", "layers[1].chooses is neither true nor false"},
+        {"\"chooses\":true", "\"chooses\":false", "layers[1].n_kept: a layer that does not choose keeps all"},
+        {"\"n_kept\":9", "\"n_kept\":13", "layers[1].n_kept is not a whole number from 0 to 12"},
+        {"\"n_kept\":9", "\"n_kept\":8", "layers[1].kept has 9 entries, n_kept is 8"},
+        {"\"kept\":[1,2,3", "\"kept\":[1,1,3", "layers[1].kept[1] is not a whole number from 2 to 11"},
+        {"\"kept\":[1,2,3", "\"kept\":[-1,2,3", "layers[1].kept[0]"},
+        {"10,11],\"scores\"", "10,12],\"scores\"", "layers[1].kept[8]"},
+        {"10,11],\"scores\"", "10,1e99],\"scores\"", "layers[1].kept[8]"},
+        {"\"scores\":[0,0,", "\"scores\":[0,", "layers[1].scores is not a list of 12 to 12 entries"},
+        {"\"scores\":[0,0,", "\"scores\":[0,1e39,", "layers[1].scores[1] is neither a number of 32 bits nor null"},
+        {"\"scores\":[0,0,", "\"scores\":[0,\"0\",", "layers[1].scores[1]"},
+        {"\"kv_end\":0", "\"kv_end\":99", "layers[0].kv_end"},
+        {"\"text\":\"word\"", "\"text\":[]", "tokens[0].text is not a text"},
+        {"\"skipped\":[3]", "\"skipped\":[4]", "tokens[0].skipped[0] is not a whole number from 0 to 3"},
+        {"\"place\":12", "\"place\":13", "tokens[0].place is not a whole number from 0 to 12"},
+        {"\"id\":7", "\"id\":-7", "tokens[0].id"},
+        {"]}\n]}", "", "is not JSON"},
+    };
+    char path[96];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    sight s = sight_with_words();
+    write_trace(path, &s);
+    char *const good = text_of(path);
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        const char *const where = strstr(good, cases[i].from);
+        if (!where) fail_msg("the trace has no %s", cases[i].from);
+        char *const bad = calloc(strlen(good) + strlen(cases[i].to) + 1, 1);
+        if (!bad) abort();
+        const int before = (int)(where - good);
+        sprintf(bad, "%.*s%s%s", before, good, cases[i].to, where + strlen(cases[i].from));
+        write_bytes(path, bad, strlen(bad));
+        command_result r = RUN("look", path, "--html", "--no-picture");
+        assert_one_line(&r, 1, cases[i].says);
+        assert_non_null(strstr(r.err, path));
+        command_result_free(&r);
+        free(bad);
+    }
+    free(good);
+    unlink(path);
+    sight_free(&s);
+}
+
+/* Cut anywhere, or with any byte another: refused or read, and then it can be painted. */
+static void damaged_traces_do_no_harm(void **state)
+{
+    (void)state;
+    char path[96];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    sight s = sight_with_words();
+    write_trace(path, &s);
+    char *const text = text_of(path);
+    const size_t size = strlen(text);
+    uint64_t seed = 3;
+    unsigned n_read = 0;
+    const int err = dup(STDERR_FILENO);
+    assert_non_null(freopen("/dev/null", "wb", stderr));
+    for (unsigned i = 0; i < 1500; i++) {
+        sight *all;
+        size_t n;
+        const size_t at = random_u64(&seed) % size;
+        const char was = text[at];
+        if (i % 3) text[at] = "0123456789-.e,:[]{}\"\\n"[random_u64(&seed) % 21];
+        write_bytes(path, text, i % 3 ? size : at);
+        text[at] = was;
+        if (!trace_read(path, &all, &n)) continue;
+        n_read++;
+        uint8_t *const rgb = calloc((size_t)all->grid.picture_w * all->grid.picture_h, 3);
+        canvas c;
+        if (sight_choosing(all) && all->grid.picture_w * all->grid.picture_h < 100000) {
+            look_paint(&c, all, rgb, LOOK_ALL, LOOK_MIN_WIDTH);
+            canvas_close(&c);
+        }
+        free(rgb);
+        trace_free(all, n);
+    }
+    fflush(stderr);
+    dup2(err, STDERR_FILENO);
+    close(err);
+    assert_true(n_read > 50 && n_read < 1450);
+    free(text);
+    unlink(path);
+    sight_free(&s);
+}
+
+/* A list of five bytes an entry can ask for much more: the sum of it is limited. */
+static void short_traces_do_not_take_all_memory(void **state)
+{
+    (void)state;
+    enum { N_LAYERS_ASKED = 512, N_WORDS = 200000 };
+    char path[96];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    FILE *const f = fopen(path, "wb");
+    assert_non_null(f);
+    fputs("{\"squint_trace\":1,\"images\":[{\"file\":\"\",\"model\":\"\",\"mode\":\"\",\"caption\":\"\","
+          "\"picture\":{\"width\":1,\"height\":1},"
+          "\"grid\":{\"columns\":1,\"rows\":1,\"x\":0,\"y\":0,\"width\":1,\"height\":1},"
+          "\"vision_tokens\":1,\"first_vision\":0,\"prompt_tokens\":1,\"sequence\":1,\"layers\":[",
+          f);
+    for (int l = 0; l < N_LAYERS_ASKED; l++)
+        fprintf(f, "%s{\"layer\":%d,\"chooses\":false,\"n_kept\":1,\"kv_prompt\":1,\"kv_end\":1}", l ? "," : "", l);
+    fputs("],\"prompt\":[],\"tokens\":[", f);
+    for (int i = 0; i < N_WORDS; i++)
+        fprintf(f, "%s{\"id\":1,\"text\":\"\",\"place\":0,\"skipped\":[]}", i ? "," : "");
+    fputs("]}]}", f);
+    fclose(f);
+    command_result r = RUN("look", path, "--html", "--no-picture");
+    assert_one_line(&r, 1, "takes more than 256 MiB");
+    command_result_free(&r);
+    unlink(path);
+}
+
+/* ---- Pages --------------------------------------------------------------------------------- */
+
+static unsigned count_of(const char *text, const char *part)
+{
+    unsigned n = 0;
+    for (; (text = strstr(text, part)); text += strlen(part))
+        n++;
+    return n;
+}
+
+static void replace_text(char **text, const char *with)
+{
+    free(*text);
+    *text = strdup(with);
+}
+
+static uint8_t *from_base64(const char *text, size_t *n)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const size_t length = strspn(text, digits);
+    uint8_t *const out = calloc(length + 1, 1);
+    unsigned bits = 0, held = 0;
+    *n = 0;
+    for (size_t i = 0; i < length; i++) {
+        bits = bits << 6 | (unsigned)(strchr(digits, text[i]) - digits);
+        held += 6;
+        if (held < 8) continue;
+        held -= 8;
+        out[(*n)++] = (uint8_t)(bits >> held);
+    }
+    return out;
+}
+
+/* The page of a sight whose every text wants to be markup. */
+static void pages_hold_hostile_text(void **state)
+{
+    (void)state;
+    static const char evil[] = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'\xE2\x80\xA8";
+    char path[96], file[256];
+    uint8_t rgb[PICTURE_W * PICTURE_H * 3];
+    snprintf(path, sizeof path, "%s/page.html", folder);
+    snprintf(file, sizeof file, "/home/somebody/%s.png", evil + 9);
+    for (int i = 0; i < PICTURE_W * PICTURE_H; i++)
+        memcpy(rgb + 3 * i, flat, 3);
+    sight s = sight_with_words();
+    replace_text(&s.caption, evil);
+    replace_text(&s.file, file);
+    replace_text(&s.model, evil);
+    replace_text(&s.mode, evil);
+    replace_text(&s.words[0].text, evil);
+    assert_true(page_write(path, &s, (const uint8_t *const[]){rgb}, 1));
+    char *const page = text_of(path);
+    assert_int_equal(count_of(page, "<script"), 2); /* the data and the code */
+    assert_int_equal(count_of(page, "</script"), 2);
+    assert_int_equal(count_of(page, "<img"), 0);
+    assert_int_equal(count_of(page, "somebody"), 0);
+    assert_int_equal(count_of(page, "http"), 2); /* http-equiv, and the name of SVG */
+    const char *const start = strstr(page, "id=\"data\">"), *const end = start ? strstr(start, "</script>") : NULL;
+    assert_non_null(end);
+    cJSON *const json = cJSON_ParseWithLength(start + 10, (size_t)(end - start - 10));
+    assert_non_null(json);
+    const cJSON *const seen = member(cJSON_GetArrayItem(json, 0), "sight");
+    assert_string_equal(member(seen, "caption")->valuestring, evil);
+    assert_string_equal(member(cJSON_GetArrayItem(member(seen, "tokens"), 0), "text")->valuestring, evil);
+    const char *const src = member(cJSON_GetArrayItem(json, 0), "src")->valuestring;
+    static const char prefix[] = "data:image/jpeg;base64,";
+    assert_int_equal(strncmp(src, prefix, sizeof prefix - 1), 0);
+    size_t size;
+    uint8_t *const jpeg = from_base64(src + sizeof prefix - 1, &size);
+    const squint_allocator a = sq_allocator_or_default(NULL);
+    sq_image image;
+    assert_int_equal(sq_image_decode(&image, "jpeg", jpeg, size, &a, NULL), SQUINT_OK);
+    assert_true(image.w == PICTURE_W && image.h == PICTURE_H);
+    assert_true(is_colour(image.rgb + 3000, flat[0], flat[1], flat[2]));
+    sq_image_free(&image, &a);
+    free(jpeg);
+    cJSON_Delete(json);
+    free(page);
+    unlink(path);
+    sight_free(&s);
+}
+
+static void large_pictures_are_made_smaller(void **state)
+{
+    (void)state;
+    char path[96];
+    snprintf(path, sizeof path, "%s/page.html", folder);
+    sight s = made_sight(0, 0, 2000, 10);
+    s.grid.picture_w = 2000;
+    s.grid.picture_h = 10;
+    uint8_t *const rgb = calloc(2000 * 10, 3);
+    assert_true(page_write(path, &s, (const uint8_t *const[]){rgb}, 1));
+    char *const page = text_of(path);
+    size_t size;
+    uint8_t *const jpeg = from_base64(strstr(page, "base64,") + 7, &size);
+    const squint_allocator a = sq_allocator_or_default(NULL);
+    sq_image image;
+    assert_int_equal(sq_image_decode(&image, "jpeg", jpeg, size, &a, NULL), SQUINT_OK);
+    assert_true(image.w == 960 && image.h == 4);
+    sq_image_free(&image, &a);
+    free(jpeg);
+    free(page);
+    free(rgb);
+    unlink(path);
+    sight_free(&s);
+}
+
+static void a_trace_becomes_page_and_picture(void **state)
+{
+    (void)state;
+    const squint_allocator a = sq_allocator_or_default(NULL);
+    char trace[96], html[96], png[96], one[96], two[96];
+    snprintf(trace, sizeof trace, "%s/trace.json", folder);
+    snprintf(html, sizeof html, "%s/trace.html", folder);
+    snprintf(png, sizeof png, "%s/trace.png", folder);
+    snprintf(one, sizeof one, "%s/baseline-420-look.png", folder);
+    snprintf(two, sizeof two, "%s/baseline-420-2-look.png", folder);
+    command_result r = RUN("caption", "-q", "-m", model, "--trace", trace, "--look", png, test_path(picture));
+    assert_int_equal(r.status, 0);
+    command_result_free(&r);
+    sq_image first, second;
+    assert_int_equal(sq_image_read(&first, png, &a, NULL), SQUINT_OK);
+    unlink(png);
+    r = RUN("look", trace, "--html", "--png");
+    assert_int_equal(r.status, 0);
+    assert_string_equal(r.err, "");
+    command_result_free(&r);
+    assert_int_equal(sq_image_read(&second, png, &a, NULL), SQUINT_OK);
+    assert_true(first.w == second.w && first.h == second.h);
+    assert_memory_equal(first.rgb, second.rgb, (size_t)3 * first.w * first.h); /* the trace says all that is painted */
+    sq_image_free(&first, &a);
+    sq_image_free(&second, &a);
+    char *const page = text_of(html);
+    assert_non_null(strstr(page, "data:image/jpeg;base64,"));
+    free(page);
+    unlink(html);
+    unlink(png);
+    r = RUN("caption", "-q", "-m", model, "--trace", trace, test_path(picture), test_path(picture));
+    command_result_free(&r);
+    r = RUN("look", trace, html, folder, "--layer", "sum");
+    assert_int_equal(r.status, 0);
+    command_result_free(&r);
+    assert_int_equal(unlink(html) | unlink(one) | unlink(two) | unlink(trace), 0);
+}
+
+static void what_cannot_be_looked_at_is_told(void **state)
+{
+    (void)state;
+    char trace[96], two[96], small[96], html[96];
+    snprintf(trace, sizeof trace, "%s/trace.json", folder);
+    snprintf(two, sizeof two, "%s/two.json", folder);
+    snprintf(small, sizeof small, "%s/small.ppm", folder);
+    snprintf(html, sizeof html, "%s/trace.html", folder);
+    sight s = made_sight(0, 0, PICTURE_W, PICTURE_H);
+    write_trace(trace, &s);
+    trace_file t;
+    assert_true(trace_open(&t, two));
+    trace_add(&t, &s);
+    replace_text(&s.file, "-");
+    trace_add(&t, &s);
+    assert_true(trace_close(&t));
+    write_bytes(small, "P6\n1 1\n255\nabc", 14);
+    const struct {
+        const char *args[6], *says;
+        int status;
+    } cases[] = {
+        {{NULL}, "which trace", 2},
+        {{trace}, "what to write? --html, --png", 2},
+        {{trace, "a.html", "b.html"}, "one file of a kind", 2},
+        {{trace, "--html", "--layer", "top"}, "\"top\" is none of", 2},
+        {{html, html}, "would be overwritten", 2},
+        {{"/nowhere/t.json", "--html"}, "/nowhere/t.json cannot be read: No such file", 1},
+        {{folder, "--html"}, "cannot be read: Is a directory", 1},
+        {{trace, "--html"}, "made.png cannot be opened: No such file", 1},
+        {{trace, "--html", "--picture", small}, "has 1 x 1 pixels, the picture of", 1},
+        {{two, "--html", "--picture", small}, "--picture: one file, but", 1},
+        {{two, "--html"}, "made.png cannot be opened", 1},
+        {{trace, "--no-picture", "/nowhere/x.html"}, "/nowhere/x.html cannot be written: No such file", 1},
+        {{trace, "--no-picture", "/nowhere/x.png"}, "/nowhere/x.png: cannot be written: No such file", 1},
+        {{trace, "--no-picture", "--png", "--layer", "0"}, "layer 0 does not choose", 1},
+        {{two, "--no-picture", "--png"}, "2 pictures and one file", 2},
+    };
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        const char *args[8] = {"look"};
+        memcpy(args + 1, cases[i].args, sizeof cases[i].args);
+        command_result r = run_squint(NULL, args);
+        assert_one_line(&r, cases[i].status, cases[i].says);
+        command_result_free(&r);
+    }
+    assert_int_equal(access(html, F_OK), -1);
+    assert_int_equal(unlink(trace) | unlink(two) | unlink(small), 0);
+    sight_free(&s);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -773,6 +1222,14 @@ int main(void)
         cmocka_unit_test(traces_are_what_the_library_says),
         cmocka_unit_test(a_picture_comes_out),
         cmocka_unit_test(what_cannot_be_painted_is_told),
+        cmocka_unit_test(a_trace_is_lossless),
+        cmocka_unit_test(hostile_traces_are_refused),
+        cmocka_unit_test(damaged_traces_do_no_harm),
+        cmocka_unit_test(short_traces_do_not_take_all_memory),
+        cmocka_unit_test(pages_hold_hostile_text),
+        cmocka_unit_test(large_pictures_are_made_smaller),
+        cmocka_unit_test(a_trace_becomes_page_and_picture),
+        cmocka_unit_test(what_cannot_be_looked_at_is_told),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

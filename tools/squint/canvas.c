@@ -11,15 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* stb_image_write does not look at what malloc gives it; these end the program with a message instead. */
-#define STB_IMAGE_WRITE_IMPLEMENTATION
-#define STB_IMAGE_WRITE_STATIC
 #define STBI_WRITE_NO_STDIO
-#define STBIW_MALLOC(size)          cli_alloc(size, 1)
-#define STBIW_REALLOC(memory, size) cli_grow(memory, size, 1)
-#define STBIW_FREE(memory)          free(memory)
-#define STBIW_ASSERT(x)             ((void)(x))
-#pragma GCC diagnostic ignored "-Wunused-function"
 #include <stb_image_write.h>
 
 /* ---- Pixels -------------------------------------------------------------------------------- */
@@ -216,14 +208,22 @@ int canvas_text_width(int scale, const char *text)
 
 /* ---- Files --------------------------------------------------------------------------------- */
 
+enum { MOST_PIXELS = 1 << 28 }; /* stb_image_write counts bytes as int */
+
 static void write_bytes(void *file, void *data, int size) { fwrite(data, 1, (size_t)size, file); }
 
 bool canvas_save_png(const canvas *c, const char *path)
 {
     errno = 0;
     FILE *f = fopen(path, "wb");
-    bool saved = f && stbi_write_png_to_func(write_bytes, f, c->w, c->h, 3, c->rgb, 3 * c->w) && !ferror(f);
+    bool saved = f && (int64_t)c->w * c->h <= MOST_PIXELS &&
+                 stbi_write_png_to_func(write_bytes, f, c->w, c->h, 3, c->rgb, 3 * c->w) && !ferror(f);
     if (f && fclose(f)) saved = false;
     if (!saved) cli_say("%s: cannot be written: %s", path, errno ? strerror(errno) : "too large for a PNG");
     return saved;
+}
+
+void canvas_encode_jpeg(const canvas *c, int quality, void (*write)(void *to, void *data, int size), void *to)
+{
+    stbi_write_jpg_to_func(write, to, c->w, c->h, 3, c->rgb, quality);
 }

@@ -42,5 +42,7 @@ int canvas_text_width(int scale, const char *text);
 
 /** Writes a PNG; false, with a message that names the path, when that fails. */
 bool canvas_save_png(const canvas *c, const char *path);
+/** A JPEG of this quality (1 to 100), handed over in pieces. */
+void canvas_encode_jpeg(const canvas *c, int quality, void (*write)(void *to, void *data, int size), void *to);
 
 #endif

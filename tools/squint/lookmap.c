@@ -317,7 +317,8 @@ static int put_strip(const painter *p, int y, int width)
 static int put_names(const painter *p, int y, int width)
 {
     char text[256];
-    y = put_lines(p, p->gap, y, width, p->text, INK, p->s->file);
+    const char *const slash = strrchr(p->s->file, '/'); /* where it lies is nobody's business */
+    y = put_lines(p, p->gap, y, width, p->text, INK, slash ? slash + 1 : p->s->file);
     snprintf(text, sizeof text, "%.80s, %.32s", p->s->model, p->s->mode);
     return put_lines(p, p->gap, y, width, p->text, PALE, text);
 }

@@ -18,6 +18,7 @@
  *
  * Scores and weights are binary32 with all their digits, null where there is none.
  */
+#include "runtime/image.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/sight.h"
 
@@ -176,10 +177,9 @@ bool trace_close(trace_file *t)
 enum {
     MOST_BYTES = 64 << 20,
     MOST_TEXT = 65536,
-    MOST_SIDE = 1024, /* patches */
+    MOST_SIDE = 256, /* patches */
     MOST_LAYERS = 512,
     MOST_TOKENS = 1 << 24,
-    MOST_PIXELS = 32768,   /* a side, as pictures may have */
     MOST_MEMORY = 1 << 28, /* that what was read may take: a short list can ask for much */
 };
 
@@ -301,10 +301,12 @@ static float *read_floats(reader *r, const cJSON *object, const char *where, con
 
 static void read_grid(reader *r, const cJSON *json, squint_grid *g)
 {
-    static const double far = 4.0 * MOST_PIXELS;
+    static const double far = 4.0 * SQ_IMAGE_MAX_SIDE;
     const cJSON *const picture = field(r, json, "", "picture"), *const grid = field(r, json, "", "grid");
-    g->picture_w = read_whole(r, picture, "picture.", "width", 1, MOST_PIXELS);
-    g->picture_h = read_whole(r, picture, "picture.", "height", 1, MOST_PIXELS);
+    g->picture_w = read_whole(r, picture, "picture.", "width", 1, SQ_IMAGE_MAX_SIDE);
+    g->picture_h = read_whole(r, picture, "picture.", "height", 1, SQ_IMAGE_MAX_SIDE);
+    if ((uint64_t)g->picture_w * g->picture_h > SQ_IMAGE_MAX_PIXELS)
+        refuse(r, "picture: more than %d megapixels", SQ_IMAGE_MAX_PIXELS >> 20);
     g->columns = read_whole(r, grid, "grid.", "columns", 1, MOST_SIDE);
     g->rows = read_whole(r, grid, "grid.", "rows", 1, MOST_SIDE);
     g->x = read_number(r, grid, "grid.", "x", -far, far, false);
