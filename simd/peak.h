@@ -8,7 +8,8 @@
 
 #include <stdint.h>
 
-/* Repeats the set's own multiply and add on 12 registers, without loads; returns the multiply-adds done. */
+/* Repeats the set's own multiply and add on 12 registers, without loads; returns the multiply-adds done. int4 of AVX2 adds
+ * in int16 and so widens its sums as often as the products must. */
 typedef double sq_peak_fn(uint64_t n_rounds);
 
 sq_peak_fn sq_peak_i8_avx2, sq_peak_i4_avx2, sq_peak_f32_avx2;

@@ -609,8 +609,8 @@ static void gemm_in_blocks_of_rows(void **state)
     (void)state;
     check_gemm(SQ_PANEL_I8, 50, 17, 12000, 0);
     check_gemm(SQ_PANEL_I4, 50, 17, 12000, 128);
-    check_gemm(SQ_PANEL_I8, 150, 80, 600, 64);
-    check_gemm(SQ_PANEL_I4, 150, 80, 1100, 64);
+    check_gemm(SQ_PANEL_I8, 370, 80, 600, 64);
+    check_gemm(SQ_PANEL_I4, 370, 80, 1100, 64);
 }
 
 /*
