@@ -18,6 +18,7 @@ enum {
     OUTSIDE = 0x80,    /* grey around the picture */
     MOST_SWATCHES = 13,
     MOST_LINES = 4,
+    PATCH_PIXELS = 7, /* at least, in the small maps, as long as four stand side by side */
 };
 
 static const canvas_colour INK = 0x202328FF, PALE = 0x6A707AFF;
@@ -297,9 +298,10 @@ static int label_width(const painter *p, const char *format)
 static int put_strip(const painter *p, int y, int width)
 {
     const int n = (int)p->n_choosing, inner = width - p->gap;
-    const int least = (int)fmax(fmax(label_width(p, ""), canvas_text_width(p->text, "layer 99")), 32 * p->text);
+    const int label = (int)fmax(label_width(p, ""), canvas_text_width(p->text, "layer 99"));
+    const int least = (int)fmax(label, fmin(PATCH_PIXELS * p->s->grid.columns, width / 4));
     const int most = (int)fmax(1, inner / (least + p->gap)), rows = (n + most - 1) / most;
-    const int columns = (n + rows - 1) / rows, cell = (int)fmin(inner / columns - p->gap, width / 4);
+    const int columns = (n + rows - 1) / rows, cell = (int)fmin(inner / columns - p->gap, width / 3);
     const bool one_line = label_width(p, "layer 99: ") <= cell;
     int column = 0, bottom = y;
     for (unsigned l = 0; l < p->s->n_layers; l++) {
