@@ -117,7 +117,7 @@ static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
     }
 }
 
-static void attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
+void sq_decoder_attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
 {
     const sq_decoder *const net = p->net;
     const sq_heads heads = {
@@ -164,7 +164,7 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
     kv_job job = {p, kv, run};
     sq_pool_run(compute->pool, run->m, rotate_and_store, &job);
     sq_trace(p->s, SQ_TRACE_QKV, (int)(w - net->layers), state->qkv, run->m, (uint32_t)ld);
-    attend(p, kv, run->m);
+    sq_decoder_attend(p, kv, run->m);
     kv->n += run->m;
 
     const sq_rows_in heads = {.x = state->attn, .ldx = q_width(net), .k = q_width(net), .op = SQ_ROW_COPY};
@@ -230,7 +230,7 @@ static void embed(sq_pass *p)
     }
 }
 
-static void logits(const sq_pass *p, uint32_t n_logits)
+void sq_decoder_logits(const sq_pass *p, uint32_t n_logits)
 {
     const sq_decoder *const net = p->net;
     sq_mod_settle(p, p->n - n_logits);
@@ -284,6 +284,6 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
         if (stage == SQUINT_STAGE_PREFILL && sq_session_stopped(s, stage, l + 1, net->n_layers))
             return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     }
-    if (n_logits) logits(&p, n_logits);
+    if (n_logits) sq_decoder_logits(&p, n_logits);
     return SQUINT_OK;
 }

@@ -14,22 +14,26 @@ static float ratio_of(const sq_mode *mode, double kept)
     return (float)(mode->select == SQ_SELECT_CAPACITY ? 1.0 - kept : kept);
 }
 
-/* Multiplies what a ratio keeps, which becomes no more than all. */
+/* What a ratio keeps becomes no more than all, and by a factor of less than 1 no more than it was. */
 static float multiplied(const sq_mode *mode, float ratio, float keep)
 {
-    if (mode->select == SQ_SELECT_CAPACITY) return 1.0f - fminf(1.0f, (1.0f - ratio) * keep);
-    return fminf(1.0f, ratio * keep);
+    if (keep == 1.0f) return ratio;
+    if (mode->select != SQ_SELECT_CAPACITY) return fminf(1.0f, ratio * keep);
+    const float skipped = 1.0f - fminf(1.0f, (1.0f - ratio) * keep);
+    return keep < 1.0f ? fmaxf(ratio, skipped) : skipped;
 }
 
-static bool has_ratios(const sq_mode *mode)
+float sq_keep_ratio(const squint_session *s, uint32_t layer, float keep)
 {
-    return mode->score != SQ_SCORE_NONE && mode->select != SQ_SELECT_THRESHOLD;
+    return multiplied(&sq_llava_of(s)->decoder.mode, s->ratio[layer], keep);
 }
 
-static squint_err refuse(const sq_mode *mode, const char *option, squint_msg *msg)
+squint_err sq_keep_check(const squint_model *m, const char *option, squint_msg *msg)
 {
+    const sq_mode *const mode = &((const sq_llava *)m->net)->decoder.mode;
     if (mode->score == SQ_SCORE_NONE)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%s: no layer skips a token in mode dense", option);
+    if (mode->select != SQ_SELECT_THRESHOLD) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%s: in mode %s a threshold decides for each token, not a ratio", option,
                    mode->name);
 }
@@ -67,13 +71,10 @@ squint_err sq_keep_schedule(squint_session *s, squint_msg *msg)
     const float keep = s->options.keep;
     for (uint32_t l = 0; l < net->n_layers; l++)
         s->ratio[l] = mode->select == SQ_SELECT_CAPACITY ? mode->skip_ratio : net->layers[l].ratio;
-    if (!has_ratios(mode) && (s->options.schedule || keep != 1.0f))
-        return refuse(mode, s->options.schedule ? "schedule" : "keep", msg);
-    if (s->options.schedule) {
-        const squint_err err = apply_schedule(s, net, msg);
-        if (err) return err;
-    }
-    for (uint32_t l = 0; l < net->n_layers && keep != 1.0f; l++)
+    if (!s->options.schedule && keep == 1.0f) return SQUINT_OK;
+    squint_err err = sq_keep_check(s->model, s->options.schedule ? "schedule" : "keep", msg);
+    if (!err && s->options.schedule) err = apply_schedule(s, net, msg);
+    for (uint32_t l = 0; !err && l < net->n_layers; l++)
         if (net->layers[l].is_mod) s->ratio[l] = multiplied(mode, s->ratio[l], keep);
-    return SQUINT_OK;
+    return err;
 }

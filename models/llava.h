@@ -195,6 +195,10 @@ void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *s
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
 /** A dense layer over some rows: attention among them and what the layer's cache holds, then the MLP. */
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
+/** Its attention: m queries, in state->qkv, over as many keys and the kv->n before them. */
+void sq_decoder_attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m);
+/** Of the pass's last n_logits rows. */
+void sq_decoder_logits(const sq_pass *p, uint32_t n_logits);
 
 /* models/modes.c */
 /** NULL when there is none of this name. */
@@ -207,12 +211,23 @@ squint_err sq_modes_load(squint_model *m, sq_decoder *net, squint_msg *msg);
 /** squint_session_options.keep and .schedule: ratios of the vision tokens that SQ_SELECT_TOP_K keeps, or of those that
  *  SQ_SELECT_CAPACITY skips. */
 squint_err sq_keep_schedule(squint_session *s, squint_msg *msg);
+/** Fails, naming the option, in modes that have no ratios. */
+squint_err sq_keep_check(const squint_model *m, const char *option, squint_msg *msg);
+/** s->ratio[layer], what it keeps multiplied by `keep`. */
+float sq_keep_ratio(const squint_session *s, uint32_t layer, float keep);
+
+/* models/cost.c */
+/** Fills in s->cost. The caches must be empty; the session is to be reset. */
+squint_err sq_cost_measure(squint_session *s, squint_msg *msg);
+double sq_cost_predict_ms(const squint_session *s, uint32_t n, uint32_t n_vision, float keep);
 
 /* models/mod_layer.c */
 /** Tokens of a pass that can have a score. */
 uint32_t sq_max_targets(const sq_limits *limits, const sq_decoder *net);
 /** Entries that a layer's cache can come to hold. */
 uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_t layer);
+/** Rows that a layer runs in the first pass of a sequence, in modes that have ratios. */
+uint32_t sq_mod_rows(const squint_session *s, uint32_t layer, uint32_t n, uint32_t n_vision, float keep);
 /** Lists the rows that have a score in this pass, and notes how far they are chosen together. */
 void sq_mod_begin(sq_pass *p);
 squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);

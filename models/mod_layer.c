@@ -199,6 +199,16 @@ uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_
     return limits->max_tokens;                          /* data decides, or a prompt too short for skipping */
 }
 
+uint32_t sq_mod_rows(const squint_session *s, uint32_t layer, uint32_t n, uint32_t n_vision, float keep)
+{
+    const sq_decoder *const net = &sq_llava_of(s)->decoder;
+    const sq_mode *const mode = &net->mode;
+    const float ratio = sq_keep_ratio(s, layer, keep);
+    if (!net->layers[layer].is_mod) return n;
+    if (mode->select == SQ_SELECT_TOP_K) return n - n_vision + sq_route_count(n_vision, ratio);
+    return n - sq_route_count(mode->target == SQ_TARGET_VISION ? n_vision : n > mode->region ? mode->region : 0, ratio);
+}
+
 /* Scores among which protected tokens come first. */
 static const float *rank(const sq_pass *p)
 {
@@ -229,19 +239,20 @@ static squint_err choose(const sq_pass *p, uint32_t layer, uint32_t *n_chosen, s
 {
     const sq_mode *const mode = &p->net->mode;
     const float *const z = p->state->scores;
+    const float ratio = sq_keep_ratio(p->s, layer, p->s->keep);
     if (is_decode(p) && mode->decode == SQ_DECODE_ALWAYS) return choose_best(p, z, 1, n_chosen, msg);
     if (is_decode(p) && mode->decode == SQ_DECODE_THRESHOLD)
         return choose_above(p, mode->decode_threshold, true, n_chosen, msg);
     switch (mode->select) {
     case SQ_SELECT_TOP_K:
-        return choose_best(p, z, sq_route_count(p->n_targets, p->s->ratio[layer]), n_chosen, msg);
+        return choose_best(p, z, sq_route_count(p->n_targets, ratio), n_chosen, msg);
     case SQ_SELECT_THRESHOLD:
         return choose_above(p, mode->prefill_threshold, mode->at_threshold, n_chosen, msg);
     case SQ_SELECT_CAPACITY:
         break;
     }
     const uint32_t competing = mode->target == SQ_TARGET_VISION ? p->n_vision : has_region(p) ? mode->region : 0;
-    return choose_best(p, rank(p), p->n_targets - sq_route_count(competing, p->s->ratio[layer]), n_chosen, msg);
+    return choose_best(p, rank(p), p->n_targets - sq_route_count(competing, ratio), n_chosen, msg);
 }
 
 /* The chosen targets join the rows without a score, in sequence order. */

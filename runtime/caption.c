@@ -2,6 +2,7 @@
  * Captions: a picture in, text out.
  * SPDX-License-Identifier: MIT
  */
+#include "runtime/budget.h"
 #include "runtime/engine.h"
 
 #include <math.h>
@@ -96,6 +97,8 @@ static squint_err check_caption_options(const squint_caption_options *o, squint_
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "top_p: %g is not from 0 to 1", (double)o->top_p);
     if (!(o->min_p >= 0 && o->min_p <= 1))
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "min_p: %g is not from 0 to 1", (double)o->min_p);
+    if (!(o->budget_ms >= 0) || isinf(o->budget_ms))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "budget_ms: %g is not 0 or more", o->budget_ms);
     return SQUINT_OK;
 }
 
@@ -180,6 +183,23 @@ static void fill_result(const squint_session *s, const sq_image *image, squint_r
         r->kept_share += (double)s->kept[l] / ((double)r->n_layers * r->n_vision_tokens);
 }
 
+static void heed_budget(squint_session *s, const squint_caption_options *o, uint32_t n_ids, squint_result *r)
+{
+    const double spent = r->stage_ms[SQUINT_STAGE_IMAGE] + r->stage_ms[SQUINT_STAGE_TOWER];
+    const sq_plan plan = sq_budget_choose(s, n_ids, s->model->n_vision, o->budget_ms - spent);
+    s->keep = plan.keep;
+    r->forecast = (squint_forecast){plan.outcome, plan.keep, spent, plan.predicted_ms};
+    if (o->on_forecast) o->on_forecast(o->user, &r->forecast);
+}
+
+/* The next prediction takes half of what this one was off, and no more than a factor of 2: a page that the first
+ * prefill reads from a disk is there in the second. */
+static void learn(squint_session *s, const squint_result *r)
+{
+    const double off = r->stage_ms[SQUINT_STAGE_PREFILL] / r->forecast.predicted_ms;
+    s->cost.scale *= sqrt(fmin(fmax(off, 0.25), 4));
+}
+
 static squint_err caption(squint_session *s, const sq_image *image, const squint_caption_options *o, squint_result *r,
                           squint_msg *msg)
 {
@@ -198,9 +218,11 @@ static squint_err caption(squint_session *s, const sq_image *image, const squint
     r->n_prompt_tokens = n_ids;
     if ((err = sq_session_encode(s, msg))) return err;
     r->stage_ms[SQUINT_STAGE_TOWER] = lap(&clock);
+    if (o->budget_ms > 0) heed_budget(s, o, n_ids, r);
     if ((err = sq_session_forward(s, s->ids, n_ids, 1, msg))) return err;
     r->stage_ms[SQUINT_STAGE_PREFILL] = lap(&clock);
     s->n_ids = n_ids;
+    if (r->forecast.outcome) learn(s, r);
     r->prefill_macs = s->macs;
     r->prefill_macs_dense = s->macs_dense;
     err = generate(s, &text, &sampler, max_tokens, r, msg);
@@ -227,21 +249,22 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
     return err;
 }
 
-/* A cancellation counts from here on. */
-static squint_err begin(squint_session *s, const void *picture, squint_result *r, squint_msg *msg)
+/* A cancellation counts from here on, the caption's time only afterwards. */
+static squint_err begin(squint_session *s, const void *picture, const squint_caption_options *options, squint_result *r,
+                        squint_msg *msg)
 {
     *r = (squint_result){.text = ""};
     atomic_store(&s->cancel, false);
     if (!picture) return sq_fail(msg, SQUINT_ERR_ARGUMENT, "no picture: its path or memory is NULL");
-    if (s->model->tokenizer) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no tokenizer");
+    if (!s->model->tokenizer) return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no tokenizer");
+    return options && options->budget_ms > 0 && !s->cost.scale ? squint_session_measure(s, msg) : SQUINT_OK;
 }
 
 squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsigned width, unsigned height,
                               size_t stride, const squint_caption_options *options, squint_result *result,
                               squint_msg *msg)
 {
-    squint_err err = begin(session, rgb, result, msg);
+    squint_err err = begin(session, rgb, options, result, msg);
     if (err) return err;
     if (!width || !height || width > SQ_IMAGE_MAX_SIDE || height > SQ_IMAGE_MAX_SIDE || stride / 3 < width)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", width, height,
@@ -254,9 +277,9 @@ squint_err squint_caption_rgb(squint_session *session, const uint8_t *rgb, unsig
 squint_err squint_caption_memory(squint_session *session, const void *data, size_t size,
                                  const squint_caption_options *options, squint_result *result, squint_msg *msg)
 {
-    const double started = sq_now_ms();
     sq_image image;
-    squint_err err = begin(session, data, result, msg);
+    squint_err err = begin(session, data, options, result, msg);
+    const double started = sq_now_ms();
     if (!err) err = sq_image_decode(&image, "image in memory", data, size, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);
@@ -267,9 +290,9 @@ squint_err squint_caption_memory(squint_session *session, const void *data, size
 squint_err squint_caption_file(squint_session *session, const char *path, const squint_caption_options *options,
                                squint_result *result, squint_msg *msg)
 {
-    const double started = sq_now_ms();
     sq_image image;
-    squint_err err = begin(session, path, result, msg);
+    squint_err err = begin(session, path, options, result, msg);
+    const double started = sq_now_ms();
     if (!err) err = sq_image_read(&image, path, &session->alloc, msg);
     if (err) return err;
     err = caption_pixels(session, &image, (size_t)image.w * 3, started, options, result, msg);

@@ -104,6 +104,12 @@ typedef struct sq_compute {
     size_t scratch_floats;
 } sq_compute;
 
+/* Milliseconds of a pass, of each layer with any rows, of its rows, and of their attention's queries times keys: what
+ * this machine takes with the session's threads. scale is what came of earlier predictions. */
+typedef struct sq_cost {
+    double pass_ms, layer_ms, row_ms, pair_ms, scale;
+} sq_cost;
+
 struct squint_session {
     const squint_model *model;
     squint_allocator alloc;
@@ -115,6 +121,8 @@ struct squint_session {
     sq_pool *pool;
     sq_compute compute;
     void *state;                /* the family's own, in the arena */
+    sq_cost cost;               /* all 0: not measured */
+    float keep;                 /* of this sequence, from 0 to 1: multiplies what the ratios keep */
     float ratio[SQ_MAX_LAYERS]; /* [n_layers] by which layers choose, as options.keep and .schedule have it */
     atomic_bool cancel;
 
@@ -214,6 +222,11 @@ struct sq_family {
     squint_err (*load)(squint_model *m, squint_msg *msg);
     /** Fills in s->ratio of s->options: it decides how long a cache can become. */
     squint_err (*schedule)(squint_session *s, squint_msg *msg);
+    /** Times a few layers, in up to a quarter of a second, into s->cost; the sequence is lost. Fails where no layer's
+     *  work can be chosen. */
+    squint_err (*measure)(squint_session *s, squint_msg *msg);
+    /** What a first pass of n tokens, n_vision of them vision, will take with this s->keep. Never falls with it. */
+    double (*predict_ms)(const squint_session *s, uint32_t n, uint32_t n_vision, float keep);
     /** Plans s->state, s->compute and what else a session of these limits needs. Runs twice (sq_arena). */
     void (*plan)(squint_session *s, sq_arena *arena);
     void (*reset)(squint_session *s);

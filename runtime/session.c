@@ -204,9 +204,18 @@ void sq_session_reset(squint_session *s)
     s->macs = s->macs_dense = 0;
     s->n_ids = 0;
     forget_scores(s);
+    s->keep = 1.0f;
     for (uint32_t l = 0; l < s->model->n_layers; l++)
         s->kept[l] = 0;
     s->model->family->reset(s);
+}
+
+squint_err squint_session_measure(squint_session *session, squint_msg *msg)
+{
+    sq_session_reset(session);
+    const squint_err err = session->model->family->measure(session, msg);
+    sq_session_reset(session);
+    return err;
 }
 
 squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,

@@ -118,8 +118,8 @@ typedef struct squint_session_options {
      * Layers without a router keep all (in a list their ratio must be 1); routed ones that keep all still weigh.
      *
      * keep multiplies the ratios of either, none to more than 1; 0: 1, at most 1000.
-     * pmod then runs trunc(n * ratio) of n vision tokens, the gammas all but floor(n * (1 - ratio)) of the n tokens that
-     * compete. */
+     * pmod then runs trunc(n * ratio) of n vision tokens, the gammas all but floor(n * (1 - ratio)) of the n tokens
+     * that compete. */
     const char *schedule;
     float keep;
     bool routes; /* keep every router's scores and weights for squint_session_route() */
@@ -134,6 +134,22 @@ typedef enum squint_stage {
     SQUINT_STAGE_COUNT
 } squint_stage;
 
+/** What came of a caption's budget. */
+typedef enum squint_budget {
+    SQUINT_BUDGET_NONE = 0,  /* there was none */
+    SQUINT_BUDGET_AMPLE,     /* the session's own schedule fitted in */
+    SQUINT_BUDGET_CUT,       /* layers kept less */
+    SQUINT_BUDGET_TOO_SMALL, /* too small even for keeping nothing: layers kept none of what they may skip */
+} squint_budget;
+
+/** What is foreseen of a caption with a budget, after the tower and before the prefill. */
+typedef struct squint_forecast {
+    squint_budget outcome;
+    float keep;          /* by which the session's ratios are multiplied, from 0 to 1 */
+    double spent_ms;     /* on image and tower */
+    double predicted_ms; /* for the prefill */
+} squint_forecast;
+
 typedef struct squint_caption_options {
     const char *prompt;  /* UTF-8; NULL: the model's own. A "plain" model continues it. */
     unsigned max_tokens; /* 0: the session's */
@@ -142,11 +158,17 @@ typedef struct squint_caption_options {
     float top_p;         /* 0: off, else in (0, 1] */
     float min_p;         /* 0: off, else in (0, 1] */
     uint64_t seed;       /* of the sampler; the same seed gives the same text */
+    /* 0: none. From the start of the call to the first token: the layers keep less than the session's ratios have it,
+     * all of them multiplied by one factor, so that image, tower and prefill together take that long or a little less.
+     * The factor is chosen when the tower is done, from times of the model's own layers (squint_session_measure()). */
+    double budget_ms;
+    /** With a budget: what is foreseen. */
+    void (*on_forecast)(void *user, const squint_forecast *forecast);
     /** A piece of the caption, as soon as it is complete UTF-8. Return false to stop. */
     bool (*on_text)(void *user, const char *text, size_t bytes);
     /** Work done of a stage, in steps (layers or tokens). Return false to stop. */
     bool (*on_progress)(void *user, squint_stage stage, unsigned done, unsigned total);
-    void *user; /* for both callbacks, which run in the calling thread */
+    void *user; /* for the callbacks, which run in the calling thread */
 } squint_caption_options;
 
 typedef enum squint_finish {
@@ -178,6 +200,7 @@ typedef struct squint_result {
     double kept_share;    /* of n_layers * n_vision_tokens, of which the layers ran these */
     squint_finish finish;
     double stage_ms[SQUINT_STAGE_COUNT];
+    squint_forecast forecast;  /* with a budget: to be compared with stage_ms */
     size_t kv_bytes;           /* of keys and values in use at the end, all layers */
     double prefill_macs;       /* multiply-adds of the decoder's prefill as run */
     double prefill_macs_dense; /* the same with no token skipped */
@@ -247,6 +270,15 @@ SQUINT_API void squint_session_close(squint_session **session);
 
 /** Threads that a session works with. */
 SQUINT_API unsigned squint_session_threads(const squint_session *session);
+
+/**
+ * Times the layers of the model with the session's threads and kernels, for budgets. Takes up to some 0.3 s; longer
+ * where a layer takes longer than 0.1 s for 24 tokens. The first caption with a budget does it before its clock starts,
+ * if nobody has. Done again, it forgets what captions have taught since.
+ *
+ * @return SQUINT_OK; _ARGUMENT: no layer of the model, or of this mode, can be told to keep less; _NOMEM, _CANCELLED
+ */
+SQUINT_API SQUINT_MUST_CHECK squint_err squint_session_measure(squint_session *session, squint_msg *msg);
 
 /** Stops the caption in the making with SQUINT_ERR_CANCELLED. From any thread or a signal handler. */
 SQUINT_API void squint_session_cancel(squint_session *session);

@@ -115,6 +115,47 @@ static void test_result(void **state)
     close_scene(&c);
 }
 
+typedef struct forecasts {
+    unsigned n;
+    squint_forecast last;
+} forecasts;
+
+static void note_forecast(void *user, const squint_forecast *forecast)
+{
+    forecasts *const f = user;
+    f->n++;
+    f->last = *forecast;
+}
+
+/* A day is enough, a microsecond is not; what one caption keeps is nothing to the next. */
+static void test_budgets(void **state)
+{
+    (void)state;
+    scene c;
+    forecasts f = {0};
+    open_scene(&c);
+    squint_caption_options options = {.budget_ms = 86400e3, .on_forecast = note_forecast, .user = &f};
+    squint_result r = caption(c.s, &options);
+    assert_int_equal(f.n, 1);
+    assert_int_equal(f.last.outcome, SQUINT_BUDGET_AMPLE);
+    assert_memory_equal(&f.last, &r.forecast, sizeof f.last);
+    assert_true(r.forecast.keep == 1.0f && r.forecast.predicted_ms > 0);
+    assert_true(r.forecast.spent_ms == r.stage_ms[SQUINT_STAGE_IMAGE] + r.stage_ms[SQUINT_STAGE_TOWER]);
+    assert_string_equal(r.text, c.text);
+    options.budget_ms = 1e-3;
+    r = caption(c.s, &options);
+    assert_int_equal(f.n, 2);
+    assert_int_equal(r.forecast.outcome, SQUINT_BUDGET_TOO_SMALL);
+    assert_true(r.forecast.keep == 0.0f);
+    for (int l = 0; l < N_LAYERS; l++)
+        assert_int_equal(r.kept[l], l % 2 ? 0 : 9);
+    r = caption(c.s, NULL);
+    assert_int_equal(f.n, 2);
+    assert_int_equal(r.forecast.outcome, SQUINT_BUDGET_NONE);
+    assert_string_equal(r.text, c.text);
+    close_scene(&c);
+}
+
 /* A file, its bytes, its pixels, and pixels with gaps between the rows are one picture. */
 static void test_ways_to_give_a_picture(void **state)
 {
@@ -390,6 +431,9 @@ static void test_caption_options(void **state)
     assert_caption_fails(&c, &(squint_caption_options){.temperature = -1}, SQUINT_ERR_ARGUMENT, "temperature");
     assert_caption_fails(&c, &(squint_caption_options){.top_p = 1.5f}, SQUINT_ERR_ARGUMENT, "top_p");
     assert_caption_fails(&c, &(squint_caption_options){.min_p = -0.5f}, SQUINT_ERR_ARGUMENT, "min_p");
+    assert_caption_fails(&c, &(squint_caption_options){.budget_ms = -1}, SQUINT_ERR_ARGUMENT, "budget_ms");
+    assert_caption_fails(&c, &(squint_caption_options){.budget_ms = NAN}, SQUINT_ERR_ARGUMENT, "budget_ms");
+    assert_caption_fails(&c, &(squint_caption_options){.budget_ms = INFINITY}, SQUINT_ERR_ARGUMENT, "budget_ms");
     assert_caption_fails(&c, &(squint_caption_options){.prompt = prompt}, SQUINT_ERR_LIMIT, "257");
     assert_caption_fails(&c, &(squint_caption_options){.prompt = "an <image>"}, SQUINT_ERR_ARGUMENT, "image");
     assert_works(&c);
@@ -833,6 +877,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_result),
+        cmocka_unit_test(test_budgets),
         cmocka_unit_test(test_ways_to_give_a_picture),
         cmocka_unit_test(test_picture_matters),
         cmocka_unit_test(test_lengths),

@@ -137,6 +137,20 @@ static void misuse_is_told_in_a_line(void **state)
         {{"caption", "--top-p", "1.5", "x.jpg"}, "--top-p: \"1.5\" is not a number from 0 to 1"},
         {{"caption", "--keep", "0", "x.jpg"},
          "--keep: \"0\" is not a number from 0.001 to 1000 (--schedule const:0 keeps none)"},
+        {{"caption", "--budget", "", "x.jpg"}, "--budget: \"\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "900", "x.jpg"}, "--budget: \"900\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "0ms", "x.jpg"}, "--budget: \"0ms\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "-5ms", "x.jpg"}, "--budget: \"-5ms\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "5", "x.jpg"}, "--budget: \"5\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "ms", "x.jpg"}, "--budget: \"ms\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "1m", "x.jpg"}, "--budget: \"1m\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "1.5.0s", "x.jpg"}, "--budget: \"1.5.0s\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "1e400ms", "x.jpg"}, "--budget: \"1e400ms\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", " 5ms", "x.jpg"}, "--budget: \" 5ms\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "5ms ", "x.jpg"}, "--budget: \"5ms \" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "5mss", "x.jpg"}, "--budget: \"5mss\" is not a time like 900ms or 1.5s"},
+        {{"caption", "--budget", "100000s", "x.jpg"}, "--budget: \"100000s\" is not a time like 900ms or 1.5s"},
+        {{"bench", "--budget", "1s", "x.jpg"}, "--budget is for --synthetic"},
         {{"caption", "--keep", "half", "x.jpg"}, "--keep: \"half\" is not a number"},
         {{"bench", "--synthetic", "tiny", "--schedule", "cos:1"}, "schedule: \"cos:1\" is not cos:MAX:MIN"},
         {{"caption", "--kv", "f8", "x.jpg"}, "--kv: \"f8\" is none of: auto, f16, f32, q8"},
@@ -375,6 +389,36 @@ static void layers_keep_what_is_asked(void **state)
     }
     command_result r = RUN("caption", "-q", "-m", model, "--schedule", "list:1,1", cat);
     assert_failed(&r, 2, "schedule: a list of 2 ratios, but the model has 8 layers");
+    command_result_free(&r);
+}
+
+/* What is foreseen, and then what came of it: of a budget that is plenty, and of one that nothing could meet. */
+static void budgets_are_told(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *budget, *foreseen, *outcome;
+        double keep;
+    } cases[] = {{"10000s", "nothing to cut\n", "ample", 1}, {"0.001ms", "cannot be met: ", "too small", 0}};
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        command_result r = RUN("caption", "--budget", cases[i].budget, "--json", "-m", model, cat);
+        assert_done(&r);
+        const char *const foreseen = strstr(r.err, cases[i].foreseen), *const came = strstr(r.err, "the prefill took ");
+        assert_true(foreseen && came && foreseen < came);
+        cJSON *caption = parse(r.out);
+        const cJSON *const budget = cJSON_GetObjectItem(caption, "budget");
+        assert_string_equal(cJSON_GetObjectItem(budget, "outcome")->valuestring, cases[i].outcome);
+        assert_true(number(budget, "keep") == cases[i].keep && number(budget, "predicted_prefill_ms") > 0);
+        assert_true(number(budget, "first_token_ms") > number(budget, "spent_ms"));
+        cJSON_Delete(caption);
+        command_result_free(&r);
+    }
+    command_result r = RUN("caption", "--budget", "1s", "-q", "-m", model, cat);
+    assert_done(&r);
+    assert_string_equal(r.err, "");
+    command_result_free(&r);
+    r = RUN("caption", "--budget", "1s", "--mode", "dense", "-q", "-m", model, cat);
+    assert_failed(&r, 2, "budget: no layer skips a token in mode dense");
     command_result_free(&r);
 }
 
@@ -722,6 +766,22 @@ static void bench_runs_every_mode(void **state)
     command_result_free(&r);
 }
 
+static void bench_foresees(void **state)
+{
+    (void)state;
+    command_result r = RUN("bench", "--synthetic", "tiny", "--layers", "2", "--vision", "60", "--text", "8", "--reps",
+                           "1", "--type", "q4", "--mode", "gamma-paper", "--budget", "1000s", "--json");
+    assert_done(&r);
+    cJSON *json = parse(r.out);
+    assert_true(number(json, "keep") == 1 && number(json, "budget_ms") == 1e6);
+    assert_true(number(json, "predicted_ms") > 0 && number(json, "ms") > 0 && number(json, "measuring_ms") > 0);
+    cJSON_Delete(json);
+    command_result_free(&r);
+    r = RUN("bench", "--synthetic", "tiny", "--mode", "threshold", "--type", "q4", "--budget", "1s", "--json");
+    assert_failed(&r, 2, "budget: in mode threshold a threshold decides");
+    command_result_free(&r);
+}
+
 static void bench_times_stages(void **state)
 {
     (void)state;
@@ -805,6 +865,7 @@ int main(void)
         cmocka_unit_test(info_tells_what_is_there),
         cmocka_unit_test(info_of_gates),
         cmocka_unit_test(layers_keep_what_is_asked),
+        cmocka_unit_test(budgets_are_told),
         cmocka_unit_test(modes_are_told),
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(quantised_models_caption),
@@ -817,6 +878,7 @@ int main(void)
         cmocka_unit_test(bad_lists_are_told_by_line),
         cmocka_unit_test(bench_prints_ratios),
         cmocka_unit_test(bench_runs_every_mode),
+        cmocka_unit_test(bench_foresees),
         cmocka_unit_test(bench_times_stages),
         cmocka_unit_test(same_text_everywhere),
     };

@@ -103,6 +103,8 @@ static int run(const cli_command *self, int argc, char **argv)
                        "how layers choose tokens, as for caption; or all (default: pmod, of IMAGE its model's)"),
         CLI_ROW_SCHEDULE(&o.session.schedule),
         CLI_ROW_KEEP(&o.session.keep),
+        CLI_ROW_BUDGET(&o.budget_ms,
+                       "with --synthetic: what a prefill may take; prints prediction and outcome of each run"),
         CLI_ROW_NUMBER('r', "reps", &o.reps, 1, 10000, NULL, "N", "runs; the fastest counts (default: 5)"),
         CLI_ROW_FLAG(0, "json", &o.json, "one JSON object instead"),
         CLI_ROW_THREADS(&o.session.threads),
@@ -116,6 +118,7 @@ static int run(const cli_command *self, int argc, char **argv)
     cli_bar_enable();
     if (made.shape == BENCH_SHAPES) {
         if (argc - first != 1) return cli_misuse(self, "bench: give an image, or --synthetic SHAPE");
+        if (o.budget_ms > 0) return cli_misuse(self, "bench: --budget is for --synthetic; caption has one too");
         if (mode == BENCH_MODES) return cli_misuse(self, "bench: --mode all is for --synthetic");
         if (mode != NO_MODE) o.model.mode = bench_mode_words[mode];
         model = cli_model_path(model);
@@ -135,6 +138,7 @@ const cli_command bench_command = {
                "p-MoD has the ratios of p-MoD-LLaVA-7B's layers: all 32, or fewer at even steps from layer 8 to\n"
                "31. The others skip about half: gamma-train and gamma-paper by rule, those with a threshold what\n"
                "lies below the middle of their random scores. Runs take turns, and the fastest of each layer's\n"
-               "counts, so that what else the machine does meets both alike.",
+               "counts, so that what else the machine does meets both alike.\n\n"
+               "With --budget each run measures the machine anew, foresees its time, and runs.",
     .run = run,
 };

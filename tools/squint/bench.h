@@ -14,6 +14,7 @@ typedef struct bench_options {
     squint_session_options session;
     unsigned reps;
     bool json;
+    double budget_ms; /* of a made model's prefill; 0: none */
 } bench_options;
 
 enum { BENCH_SHAPES = 3, BENCH_TYPES = 2, BENCH_MODES = 7, BENCH_MAX_LAYERS = 32 };

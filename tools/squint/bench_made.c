@@ -2,7 +2,7 @@
  * squint bench --synthetic: what routing saves of a made model's prefill, in each mode.
  * SPDX-License-Identifier: MIT
  */
-#include "runtime/engine.h"
+#include "runtime/budget.h"
 #include "tools/squint/bench.h"
 #include "tools/squint/cli.h"
 
@@ -223,11 +223,94 @@ static squint_err bench_modes(made_bench *b, const squint_model *made, unsigned 
     return err;
 }
 
+/* ---- Budgets ------------------------------------------------------------------------------- */
+
+typedef struct budget_run {
+    sq_plan plan;
+    double measuring_ms, ms;
+    const char *type, *mode;
+} budget_run;
+
+static const char *const budget_words[] = {
+    [SQUINT_BUDGET_AMPLE] = "ample", [SQUINT_BUDGET_CUT] = "cut", [SQUINT_BUDGET_TOO_SMALL] = "too small"};
+
+/* Off by so much of what it took. */
+static double error_of(const budget_run *r) { return r->plan.predicted_ms / r->ms - 1; }
+
+static squint_err run_budget(const made_bench *b, squint_session *s, const uint32_t *ids, budget_run *r,
+                             squint_msg *msg)
+{
+    const uint32_t n = b->n_vision + b->n_text;
+    const double start = sq_now_ms();
+    squint_err err = squint_session_measure(s, msg);
+    r->measuring_ms = sq_now_ms() - start;
+    if (err) return err;
+    r->plan = sq_budget_choose(s, n, b->n_vision, b->o->budget_ms);
+    s->keep = r->plan.keep;
+    const double started = sq_now_ms();
+    err = sq_session_forward(s, ids, n, 1, msg);
+    r->ms = sq_now_ms() - started;
+    return err;
+}
+
+static void print_budget(const made_bench *b, const budget_run *r)
+{
+    if (!b->o->json) {
+        printf("%-5s %-18s %-10s %7.4f %12.1f %12.1f %12.1f %+7.1f %%\n", r->type, r->mode,
+               budget_words[r->plan.outcome], (double)r->plan.keep, r->measuring_ms, r->plan.predicted_ms, r->ms,
+               100 * error_of(r));
+        return;
+    }
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "shape", b->shape->name);
+    cJSON_AddStringToObject(json, "type", r->type);
+    cJSON_AddStringToObject(json, "mode", r->mode);
+    cli_json_number(json, "budget_ms", b->o->budget_ms, 3);
+    cJSON_AddStringToObject(json, "outcome", budget_words[r->plan.outcome]);
+    cli_json_number(json, "keep", (double)r->plan.keep, 6);
+    cli_json_number(json, "measuring_ms", r->measuring_ms, 3);
+    cli_json_number(json, "predicted_ms", r->plan.predicted_ms, 3);
+    cli_json_number(json, "ms", r->ms, 3);
+    cli_json_number(json, "error", error_of(r), 6);
+    cli_json_line(stdout, json);
+}
+
+static squint_err bench_budget(const made_bench *b, const squint_model *made, unsigned type, unsigned mode,
+                               squint_msg *msg)
+{
+    made_run run = {0};
+    budget_run r = {.type = types[type].name, .mode = bench_mode_words[mode]};
+    uint32_t *ids = make_ids(b);
+    squint_err err = open_run(b, made, r.mode, false, &run, msg);
+    for (unsigned rep = 0; !err && rep < b->o->reps && !cli_interrupted(); rep++) {
+        cli_bar(r.mode, (double)rep / b->o->reps);
+        err = run_budget(b, run.session, ids, &r, msg);
+        cli_bar_clear();
+        if (!err) print_budget(b, &r);
+    }
+    close_run(&run);
+    free(ids);
+    return err;
+}
+
+static squint_err bench_budgets(const made_bench *b, const squint_model *made, unsigned type, squint_msg *msg)
+{
+    squint_err err = SQUINT_OK;
+    if (!b->o->json && type == b->first_type)
+        printf("%s shape, %u layers, %u vision and %u text tokens, %s, a prefill in %.1f ms\n\n%-5s %-18s %-10s %7s "
+               "%12s %12s %12s %9s\n",
+               b->shape->name, b->n_layers, b->n_vision, b->n_text, squint_model_isa(made), b->o->budget_ms, "type",
+               "mode", "outcome", "keep", "measuring ms", "predicted ms", "took ms", "error");
+    for (unsigned i = b->first_mode; !err && i <= b->last_mode; i++)
+        err = bench_budget(b, made, type, i, msg);
+    return err;
+}
+
 static squint_err bench_type(made_bench *b, unsigned type, squint_msg *msg)
 {
     squint_model *made = NULL;
     squint_err err = open_made(b, type, &made, msg);
-    if (!err) err = bench_modes(b, made, type, msg);
+    if (!err) err = b->o->budget_ms > 0 ? bench_budgets(b, made, type, msg) : bench_modes(b, made, type, msg);
     squint_model_close(&made);
     return err;
 }
@@ -306,7 +389,9 @@ int bench_made(const bench_made_options *asked, const bench_options *o)
     cli_unwatch_interrupts();
     cli_bar_clear();
     if (err) return cli_fail(err, &msg);
-    if (o->json)
+    if (o->budget_ms > 0)
+        ; /* each run is printed when it is done */
+    else if (o->json)
         print_json(&b);
     else
         print_text(&b);

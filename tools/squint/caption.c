@@ -65,6 +65,58 @@ static bool on_progress(void *user, squint_stage stage, unsigned done, unsigned 
     return !cli_interrupted();
 }
 
+/* ---- Budgets ------------------------------------------------------------------------------- */
+
+static const char *const budget_words[] = {
+    [SQUINT_BUDGET_AMPLE] = "ample", [SQUINT_BUDGET_CUT] = "cut", [SQUINT_BUDGET_TOO_SMALL] = "too small"};
+
+static void on_forecast(void *user, const squint_forecast *f)
+{
+    const caption_job *job = user;
+    const double total = f->spent_ms + f->predicted_ms, budget = job->options.budget_ms;
+    if (job->quiet) return;
+    switch (f->outcome) {
+    case SQUINT_BUDGET_AMPLE:
+        cli_say("budget %.0f ms: image and vision took %.1f ms, the prefill should take %.1f: nothing to cut", budget,
+                f->spent_ms, f->predicted_ms);
+        break;
+    case SQUINT_BUDGET_CUT:
+        cli_say("budget %.0f ms: image and vision took %.1f ms, the prefill should take %.1f with %.3f of what "
+                "layers would keep",
+                budget, f->spent_ms, f->predicted_ms, (double)f->keep);
+        break;
+    default:
+        cli_say(
+            "budget %.0f ms: cannot be met: image and vision took %.1f ms, and the prefill should take %.1f with no "
+            "vision token kept, %.1f together",
+            budget, f->spent_ms, f->predicted_ms, total);
+    }
+}
+
+static double first_token_ms(const squint_result *r)
+{
+    return r->stage_ms[SQUINT_STAGE_IMAGE] + r->stage_ms[SQUINT_STAGE_TOWER] + r->stage_ms[SQUINT_STAGE_PREFILL];
+}
+
+static void print_outcome(const caption_job *job, const squint_result *r)
+{
+    if (job->quiet || !r->forecast.outcome) return;
+    cli_say("budget %.0f ms: the prefill took %.1f ms, the first token came after %.1f", job->options.budget_ms,
+            r->stage_ms[SQUINT_STAGE_PREFILL], first_token_ms(r));
+}
+
+static cJSON *budget_json(const caption_job *job, const squint_result *r)
+{
+    cJSON *json = cJSON_CreateObject();
+    cli_json_number(json, "ms", job->options.budget_ms, 3);
+    cJSON_AddStringToObject(json, "outcome", budget_words[r->forecast.outcome]);
+    cli_json_number(json, "keep", (double)r->forecast.keep, 6);
+    cli_json_number(json, "spent_ms", r->forecast.spent_ms, 3);
+    cli_json_number(json, "predicted_prefill_ms", r->forecast.predicted_ms, 3);
+    cli_json_number(json, "first_token_ms", first_token_ms(r), 3);
+    return json;
+}
+
 /* ---- Results ------------------------------------------------------------------------------- */
 
 static cJSON *stages_json(const double *ms)
@@ -92,6 +144,7 @@ static void print_json(const caption_job *job, const squint_result *r)
     cJSON_AddNumberToObject(json, "kv_bytes", (double)r->kv_bytes);
     cJSON_AddNumberToObject(json, "macs", r->prefill_macs);
     cJSON_AddNumberToObject(json, "macs_dense", r->prefill_macs_dense);
+    if (r->forecast.outcome) cJSON_AddItemToObject(json, "budget", budget_json(job, r));
     cJSON_AddStringToObject(json, "mode", squint_model_mode(job->model));
     cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
     cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
@@ -215,6 +268,7 @@ static int caption_image(caption_job *job, int index)
         return cli_flush() ? cli_fail(err, &msg) : CLI_FAILED;
     }
     if (job->json) print_json(job, &result);
+    print_outcome(job, &result);
     add_result(job, &result);
     return cli_flush() && kept ? CLI_DONE : CLI_FAILED;
 }
@@ -261,6 +315,7 @@ static int open_and_caption(caption_job *job, const char *model, const squint_mo
     squint_err err = squint_model_open(&job->model, model, model_options, &msg);
     if (!err && !job->quiet) cli_tell_mode(job->model);
     if (!err) err = squint_session_open(&job->session, job->model, session, &msg);
+    if (!err && job->options.budget_ms > 0) err = squint_session_measure(job->session, &msg);
     const int status = err ? cli_fail(err, &msg) : caption_and_look(job, paths, n);
     squint_session_close(&job->session);
     squint_model_close(&job->model);
@@ -277,7 +332,8 @@ static int run(const cli_command *self, int argc, char **argv)
 {
     const char *model = NULL, *look_layer = "all";
     squint_model_options model_options = {0};
-    caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress}, .look_width = LOOK_WIDTH};
+    caption_job job = {.options = {.on_text = on_text, .on_progress = on_progress, .on_forecast = on_forecast},
+                       .look_width = LOOK_WIDTH};
     squint_caption_options *o = &job.options;
     squint_session_options session = {0};
     unsigned kv = SQUINT_KV_AUTO;
@@ -300,6 +356,7 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_MODE(&model_options.mode),
         CLI_ROW_SCHEDULE(&session.schedule),
         CLI_ROW_KEEP(&session.keep),
+        CLI_ROW_BUDGET(&o->budget_ms, "keep less where the first token would come later than TIME, like 900ms or 1.5s"),
         CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),
         CLI_ROW_TEXT(0, "look", &job.look, "FILE",

@@ -153,6 +153,21 @@ bool cli_real(const char *text, double min, double max, double *out)
     return true;
 }
 
+bool cli_time(const char *text, double *ms)
+{
+    enum { DAY_S = 24 * 60 * 60 };
+    const size_t n = strcspn(text, "ms");
+    const bool seconds = !strcmp(text + n, "s");
+    char number[32];
+    if ((!seconds && strcmp(text + n, "ms")) || n >= sizeof number) return false;
+    memcpy(number, text, n);
+    number[n] = 0;
+    double value;
+    if (!cli_real(number, 0, seconds ? DAY_S : DAY_S * 1000.0, &value) || !(value > 0)) return false;
+    *ms = seconds ? 1000 * value : value;
+    return true;
+}
+
 /* ---- Options ------------------------------------------------------------------------------- */
 
 static void print_option(const cli_option *o)
@@ -190,6 +205,9 @@ static int bad_value(const cli_option *o, const char *text)
     case CLI_CHOICE:
         list_words(o->words, words, sizeof words);
         cli_say("--%s: \"%s\" is none of: %s", o->name, text, words);
+        break;
+    case CLI_TIME:
+        cli_say("--%s: \"%s\" is not a time like 900ms or 1.5s", o->name, text);
         break;
     case CLI_SEED:
         cli_say("--%s: \"%s\" is not a number from 0 to %llu", o->name, text, (unsigned long long)UINT64_MAX);
@@ -232,6 +250,8 @@ static bool set_option(const cli_option *o, const char *text)
         return true;
     case CLI_CHOICE:
         return set_choice(o, text);
+    case CLI_TIME:
+        return cli_time(text, o->out);
     }
     return false;
 }

@@ -30,6 +30,7 @@ typedef enum cli_kind {
     CLI_SEED,   /* uint64_t, any */
     CLI_REAL,   /* float, in [min, max] */
     CLI_CHOICE, /* unsigned, index into words */
+    CLI_TIME,   /* double, milliseconds above 0 */
 } cli_kind;
 
 /* One row of a command's table; `out` holds the default beforehand. */
@@ -68,6 +69,8 @@ bool cli_parse(const cli_command *command, const cli_option *options, int argc, 
 /** The whole string as a number in [min, max]; no sign, no spaces, no suffix. */
 bool cli_number(const char *text, uint64_t min, uint64_t max, uint64_t *out);
 bool cli_real(const char *text, double min, double max, double *out);
+/** "900ms" or "1.5s", above 0 and at most a day, as milliseconds. */
+bool cli_time(const char *text, double *ms);
 
 /* Rows of the table. */
 #define CLI_ROW_FLAG(l, n, o, h)                                                                                       \
@@ -121,6 +124,10 @@ bool cli_real(const char *text, double min, double max, double *out);
 #define CLI_ROW_KEEP(keep)                                                                                             \
     CLI_ROW_REAL(0, "keep", keep, 0.001, 1000, "--schedule const:0 keeps none", "R",                                   \
                  "multiply these shares by R, none to more than 1 (default: 1)")
+#define CLI_ROW_BUDGET(ms, h)                                                                                          \
+    {                                                                                                                  \
+        .name = "budget", .kind = CLI_TIME, .out = ms, .value = "TIME", .help = h                                      \
+    }
 
 extern const char *const cli_kv_words[]; /* indexed by squint_kv */
 
