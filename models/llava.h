@@ -86,6 +86,7 @@ typedef struct sq_mode {
     sq_select select;
     bool at_threshold; /* in a pass of several tokens the threshold itself passes */
     sq_weight weight;
+    bool any_skip_weight; /* a file may leave skipped tokens unweighted */
     sq_position position;
     sq_decode decode;
     sq_decode_position decode_position;

@@ -9,6 +9,8 @@
  *
  *   mod.prefill.threshold, mod.decode.threshold   a probability; the table has the released ones
  *   mod.decode.position                           of gamma-released-mgm: "local" or "global"
+ *   mod.weight.apply                              of pmod: "mlp+skip", or "mlp": trained without weights on what is
+ *                                                 skipped (STRing)
  *   mod.capacity.skip_ratio, mod.capacity.region  gamma-train and gamma-paper, which have no default for them
  */
 #include "models/llava.h"
@@ -25,6 +27,7 @@ static const sq_mode modes[] = {
      .target = SQ_TARGET_VISION,
      .select = SQ_SELECT_TOP_K,
      .weight = SQ_WEIGHT_MLP_SKIP,
+     .any_skip_weight = true,
      .position = SQ_POSITION_ORIGINAL,
      .decode = SQ_DECODE_DENSE,
      .decode_position = SQ_DECODE_GLOBAL},
@@ -158,6 +161,8 @@ static squint_err check_word(const squint_model *m, const sq_mode *mode, const c
                    key, shown(s), s.s, word, mode->name);
 }
 
+static const char *const weights[] = {
+    [SQ_WEIGHT_MLP_SKIP] = "mlp+skip", [SQ_WEIGHT_MLP] = "mlp", [SQ_WEIGHT_ATTN_MLP] = "attn+mlp"};
 static const char *const decode_positions[] = {[SQ_DECODE_GLOBAL] = "global", [SQ_DECODE_LOCAL] = "local"};
 
 static squint_err check_words(const squint_model *m, const sq_mode *mode, squint_msg *msg)
@@ -166,8 +171,6 @@ static squint_err check_words(const squint_model *m, const sq_mode *mode, squint
     static const char *const targets[] = {[SQ_TARGET_VISION] = "vision_all", [SQ_TARGET_ALL] = "all"};
     static const char *const selects[] = {
         [SQ_SELECT_TOP_K] = "topk", [SQ_SELECT_THRESHOLD] = "threshold", [SQ_SELECT_CAPACITY] = "capacity"};
-    static const char *const weights[] = {
-        [SQ_WEIGHT_MLP_SKIP] = "mlp+skip", [SQ_WEIGHT_MLP] = "mlp", [SQ_WEIGHT_ATTN_MLP] = "attn+mlp"};
     static const char *const positions[] = {
         [SQ_POSITION_ORIGINAL] = "original", [SQ_POSITION_COMPRESSED] = "compressed"};
     static const char *const decodes[] = {
@@ -198,6 +201,14 @@ static squint_err read_decode_position(const squint_model *m, sq_mode *mode, squ
     for (int i = 0; i < (int)SQ_COUNT(decode_positions); i++)
         if (sq_str_eq(word, decode_positions[i])) mode->decode_position = (sq_decode_position)i;
     return SQUINT_OK;
+}
+
+static squint_err read_skip_weight(const squint_model *m, sq_mode *mode, squint_msg *msg)
+{
+    sq_str word = {"", 0};
+    const squint_err err = sq_gguf_get_str(m->file, "mod.weight.apply", false, &word, msg);
+    if (mode->any_skip_weight && sq_str_eq(word, weights[SQ_WEIGHT_MLP])) mode->weight = SQ_WEIGHT_MLP;
+    return err;
 }
 
 static squint_err read_share(const squint_model *m, const char *key, bool required, bool open, float *out,
@@ -375,6 +386,7 @@ static squint_err read_modes(squint_model *m, sq_decoder *net, sq_mode *own, squ
     if ((err = find_mode(m, net, &gated, msg))) return err;
     if (net->mode.score != SQ_SCORE_NONE) {
         if ((err = read_decode_position(m, &net->mode, msg))) return err;
+        if ((err = read_skip_weight(m, &net->mode, msg))) return err;
         if ((err = check_words(m, &net->mode, msg))) return err;
     }
     *own = net->mode;

@@ -521,10 +521,72 @@ void fixture_encode_decoder(fixture *f, fixture_type type, bool back)
             fixture_encode(f, name, type, back);
         }
     fixture_encode(f, "token_embd.weight", type, back);
-    fixture_encode(f, "output.weight", type, back);
+    if (fixture_has(f, "output.weight")) fixture_encode(f, "output.weight", type, back);
 }
 
 /* ---- files ---- */
+
+/* The name without the prefix, in a static buffer; NULL: it has another. */
+static const char *name_after(sq_str name, const char *prefix)
+{
+    static char rest[MAX_NAME];
+    const size_t n = strlen(prefix);
+    if (name.len < n || memcmp(name.s, prefix, n)) return NULL;
+    snprintf(rest, sizeof rest, "%.*s", (int)(name.len - n), name.s + n);
+    return rest;
+}
+
+static void add_halves(fixture *f, const char *name, const sq_gguf_tensor *t)
+{
+    const size_t n = t->bytes / sizeof(uint16_t);
+    float *const values = checked(malloc(n * sizeof *values));
+    for (size_t i = 0; i < n; i++)
+        values[i] = sq_f16_to_f32(((const uint16_t *)(const void *)t->data)[i]);
+    fixture_tensor(f, name, t->n_dims, t->ne, SQ_TENSOR_F32, values, n * sizeof *values);
+    free(values);
+}
+
+void fixture_add(fixture *f, const sq_gguf *g, const char *prefix)
+{
+    for (size_t i = 0; i < sq_gguf_n_keys(g); i++) {
+        const sq_gguf_kv *const kv = sq_gguf_key(g, i);
+        const char *const name = name_after(kv->key, prefix);
+        if (!name) continue;
+        size_t bytes = kv->count * sq_gguf_type_bytes(kv->elem_type);
+        if (kv->elem_type == SQ_GGUF_STRING) {
+            const uint8_t *end = kv->data;
+            for (uint64_t s = 0; s < kv->count; s++)
+                sq_gguf_next_str(&end);
+            bytes = (size_t)(end - kv->data);
+        }
+        set_key(f, name, kv->type, kv->elem_type, kv->count, kv->data, bytes);
+    }
+    for (size_t i = 0; i < sq_gguf_n_tensors(g); i++) {
+        const sq_gguf_tensor *const t = sq_gguf_tensor_at(g, i);
+        const char *const name = name_after(t->name, prefix);
+        if (!name) continue;
+        if (t->type == SQ_TENSOR_F16)
+            add_halves(f, name, t);
+        else
+            fixture_tensor(f, name, t->n_dims, t->ne, t->type, t->data, t->bytes);
+    }
+}
+
+fixture *fixture_read(const char *path)
+{
+    sq_gguf *g;
+    squint_msg msg;
+    if (sq_gguf_open(&g, path, NULL, &msg)) {
+        fprintf(stderr, "%s\n", msg.text);
+        abort();
+    }
+    fixture *f = checked(calloc(1, sizeof *f));
+    fixture_add(f, g, "");
+    if (sq_gguf_get_u32(g, "llama.block_count", true, &f->shape.n_layers, &msg)) abort();
+    if (sq_gguf_get_u32(g, "llama.embedding_length", true, &f->shape.d, &msg)) abort();
+    sq_gguf_close(&g);
+    return f;
+}
 
 fixture *fixture_copy(const fixture *f)
 {

@@ -36,6 +36,11 @@ void fixture_gates(fixture *f, const char *mode, const bool *is_mod);
 void fixture_tower(fixture *f);
 /** Reorders the rows of W_q and W_k as llama.cpp's files have them, and says so in squint.rope_layout. */
 void fixture_interleave(fixture *f);
+/** Keys and tensors of a model file, matrices of F16 as F32. Of its shape, layers and width are known. Fails the test
+ *  when it cannot be read. */
+fixture *fixture_read(const char *path);
+/** Adds what another file holds under names that begin with this prefix, without the prefix. */
+void fixture_add(fixture *f, const sq_gguf *g, const char *prefix);
 fixture *fixture_copy(const fixture *f);
 void fixture_free(fixture *f);
 
@@ -66,7 +71,7 @@ typedef struct fixture_type {
 
 /** Turns an F32 matrix into another type. With `back` it stays F32 and takes the values that this type would keep. */
 void fixture_encode(fixture *f, const char *name, fixture_type type, bool back);
-/** All matrices of the decoder: W_q ... W_down of each layer, embedding and output. */
+/** All matrices of the decoder: W_q ... W_down of each layer, embedding and, unless it is tied, output. */
 void fixture_encode_decoder(fixture *f, fixture_type type, bool back);
 
 /* ---- Use --------------------------------------------------------------------------------------- */

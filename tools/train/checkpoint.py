@@ -16,12 +16,11 @@ def captioner_weights(checkpoint):
 
 
 def load_captioner(path):
-    """A captioner in evaluation mode. A run that is not done yet has saved no shapes: they are the default ones."""
+    """A captioner in evaluation mode, of a run that is done or not."""
     checkpoint = torch.load(path, map_location="cpu")
     weights = captioner_weights(checkpoint)
     if not weights:
         raise SystemExit(f"{path}: holds no captioner")
-    config = checkpoint.get("config") or {"mod": any(k.startswith("routers.") for k in weights)}
-    model = Captioner(Config(**config))
+    model = Captioner(Config(**checkpoint["config"]))
     model.load_state_dict(weights)
     return model.eval()

@@ -44,6 +44,12 @@ def load_photos(folder, split, side, limit=None):
     return np.stack(pictures), texts
 
 
+def load_texts(folder, split):
+    """The captions of load_photos() alone."""
+    captions = read_captions(folder, split)
+    return [captions[name] for name in photos.names(os.path.join(folder, split + ".tar"))]
+
+
 def load_tiles(folder, split):
     """Tiny-ImageNet: tiles [N,64,64,3], class index [N], class names."""
     rows = {}

@@ -11,6 +11,7 @@ import torch
 
 import data
 import gguf
+import routing
 from checkpoint import load_captioner
 from model import CLIP_MEAN, CLIP_STD
 
@@ -78,30 +79,58 @@ def tower_keys(c):
     ]
 
 
-def routing_keys(c, ratios):
-    """p-MoD as released, with the schedule of this depth."""
-    top, low, factor = c.schedule
-    return [
-        ("mod.version", gguf.U32, 1),
-        ("mod.type", gguf.STRING, "pmod"),
-        ("mod.mode", gguf.STRING, "pmod"),
-        ("mod.layer_is_mod", BOOLS, [r is not None for r in ratios]),
-        ("mod.layer_ratio", F32S, [1.0 if r is None else r for r in ratios]),
-        ("mod.norm.type", gguf.STRING, "tanh"),
-        ("mod.norm.scale", gguf.F32, c.norm_scale),
-        ("mod.norm.bias", gguf.F32, c.norm_bias),
-        ("mod.router.input", gguf.STRING, "hidden"),
-        ("mod.router.outputs", gguf.U32, 1),
-        ("mod.router.shared", gguf.BOOL, False),
-        ("mod.target", gguf.STRING, "vision_all"),
-        ("mod.weight.apply", gguf.STRING, "mlp+skip"),
-        ("mod.position", gguf.STRING, "original"),
-        ("mod.prefill.select", gguf.STRING, "topk"),
-        ("mod.decode.rule", gguf.STRING, "dense"),
-        ("mod.decode.position", gguf.STRING, "global"),
-        ("mod.schedule", gguf.STRING, f"shiftedcos_decay_{top}_{low}"),
-        ("mod.schedule.factor", gguf.F32, factor),
+SELECTS = {"ratio": "topk", "threshold": "threshold", "capacity": "capacity"}
+DECODES = {"prefill": "dense", "always": "always", "threshold": "threshold"}
+
+
+def mode_keys(c, mode):
+    """A row of routing.MODES in the file's words."""
+    weight = "attn+mlp" if mode.weigh_attention else "mlp+skip" if mode.weigh_skipped else "mlp"
+    keys = [
+        ("mod.router.input", gguf.STRING, "attn_norm" if mode.gated else "hidden"),
+        ("mod.router.outputs", gguf.U32, 2 if mode.gated else 1),
+        ("mod.router.shared", gguf.BOOL, mode.gated and c.shared_router),
+        ("mod.target", gguf.STRING, "vision_all" if mode.competes == "vision" else "all"),
+        ("mod.weight.apply", gguf.STRING, weight),
+        ("mod.position", gguf.STRING, "compressed" if mode.renumber else "original"),
+        ("mod.prefill.select", gguf.STRING, SELECTS[mode.select]),
+        ("mod.decode.rule", gguf.STRING, DECODES[mode.decode]),
+        ("mod.decode.position", gguf.STRING, "local" if mode.decode_local else "global"),
     ]
+    if mode.select == "threshold":
+        keys.append(("mod.prefill.threshold", gguf.F32, mode.prefill_threshold))
+    if mode.decode == "threshold":
+        keys.append(("mod.decode.threshold", gguf.F32, mode.decode_threshold))
+    return keys
+
+
+def norm_keys(c):
+    kind, scale, bias = routing.parse_norm(c.norm)
+    return [("mod.norm.type", gguf.STRING, kind), ("mod.norm.scale", gguf.F32, scale), ("mod.norm.bias", gguf.F32, bias)]
+
+
+def schedule_keys(c):
+    return [("mod.schedule", gguf.STRING, c.schedule), ("mod.schedule.factor", gguf.F32, c.factor)]
+
+
+def capacity_keys(c):
+    """In every file of gates, so that it can be run as it was trained."""
+    return [("mod.capacity.skip_ratio", gguf.F32, c.skip_ratio), ("mod.capacity.region", gguf.U32, routing.region(c))]
+
+
+def routing_keys(model):
+    c, mode = model.config, model.mode
+    kind = "threshold" if c.mode == "threshold" else "gamma" if mode.gated else "pmod"
+    keys = [
+        ("mod.version", gguf.U32, 1),
+        ("mod.type", gguf.STRING, kind),
+        ("mod.mode", gguf.STRING, c.mode),
+        ("mod.layer_is_mod", BOOLS, [r is not None for r in model.ratios]),
+        ("mod.layer_ratio", F32S, [1.0 if r is None else r for r in model.ratios]),
+    ]
+    if mode.gated:
+        return keys + mode_keys(c, mode) + capacity_keys(c)
+    return keys + norm_keys(c) + mode_keys(c, mode) + schedule_keys(c)
 
 
 def piece_type(vocabulary, i):
@@ -170,15 +199,21 @@ def decoder_layer(name, layer):
     return [(f"{name}{part}.weight", module.weight) for part, module in parts.items()]
 
 
+def router_tensors(model, layer):
+    """The router of this layer, or the "shared" one, if there is such a one."""
+    if layer not in model.routers:
+        return []
+    router, name = model.routers[layer], "mod_router" if layer == "shared" else f"blk.{layer}.mod_router"
+    if model.mode.gated:
+        return [(name + ".weight", router.weight)]
+    return [(name + ".weight", router.weight.unsqueeze(0)), (name + ".bias", router.bias)]
+
+
 def decoder_tensors(model):
     tensors = [("token_embd.weight", model.embed.weight)]  # and the output: they are tied
     for i, layer in enumerate(model.layers):
-        tensors += decoder_layer(f"blk.{i}.", layer)
-        if str(i) in model.routers:
-            router = model.routers[str(i)]
-            tensors += [(f"blk.{i}.mod_router.weight", router.weight.unsqueeze(0)),
-                        (f"blk.{i}.mod_router.bias", router.bias)]
-    return tensors + [("output_norm.weight", model.norm.weight)]
+        tensors += decoder_layer(f"blk.{i}.", layer) + router_tensors(model, str(i))
+    return tensors + router_tensors(model, "shared") + [("output_norm.weight", model.norm.weight)]
 
 
 def all_tensors(model):
@@ -194,15 +229,26 @@ def as_array(name, tensor, f16):
 
 # ------------------------------------------------------------------- command
 
-def export(model, vocabulary, path, name, f16=False):
-    """Writes the model to path."""
+def check_vocabulary(model, vocabulary):
     if vocabulary.get_piece_size() != model.config.vocab:
         raise SystemExit(f"{vocabulary.get_piece_size()} pieces in the vocabulary, {model.config.vocab} in the model")
+
+
+def export(model, vocabulary, path, name, f16=False):
+    """Writes the model to path."""
+    check_vocabulary(model, vocabulary)
     keys = general_keys(name, f16) + decoder_keys(model.config) + tower_keys(model.config)
-    if model.config.mod:
-        keys += routing_keys(model.config, model.ratios)
+    if model.mode is not None:
+        keys += routing_keys(model)
     tensors = [(tensor_name, as_array(tensor_name, t, f16)) for tensor_name, t in all_tensors(model)]
     gguf.write(path, keys + vocabulary_keys(vocabulary), tensors)
+
+
+def export_decoder(model, vocabulary, path, name):
+    """A dense decoder alone, matrices in binary16."""
+    check_vocabulary(model, vocabulary)
+    tensors = [(tensor_name, as_array(tensor_name, t, True)) for tensor_name, t in decoder_tensors(model)]
+    gguf.write(path, general_keys(name, True) + decoder_keys(model.config) + vocabulary_keys(vocabulary), tensors)
 
 
 def main():
@@ -210,11 +256,15 @@ def main():
     parser.add_argument("checkpoint", help="of train.py caption, finished or not")
     parser.add_argument("--vocab", required=True, help="prefix given to train.py vocab --out")
     parser.add_argument("--out", required=True, help="GGUF file to write")
-    parser.add_argument("--name", help="general.name (default: squint-caption-pmod or squint-caption-dense)")
+    parser.add_argument("--name", help="general.name (default: squint-caption-MODE)")
+    parser.add_argument("--mode", choices=routing.MODES, help="that the file names; default: as it was trained")
     parser.add_argument("--f16", action="store_true", help="matrices in binary16")
     args = parser.parse_args()
     model = load_captioner(args.checkpoint)
-    name = args.name or "squint-caption" + ("-pmod" if model.config.mod else "-dense")
+    if args.mode:
+        model.config.mode = args.mode
+        model.mode = routing.mode_of(model.config)
+    name = args.name or "squint-caption-" + model.config.mode
     export(model, data.load_vocabulary(args.vocab), args.out, name, args.f16)
 
 

@@ -32,11 +32,12 @@ import data
 import export
 import gguf
 import photos
-from model import Captioner, Config, DecoderLayer, RMSNorm, Router, Trace, kept_count, normalise
+from model import Captioner, Config, DecoderLayer, RMSNorm, Router, Trace, normalise
+from routing import kept_count
 
 SEED = 38
 CONFIG = Config(image=48, patch=8, stem=(8, 16), v_dim=32, v_mlp=128, v_heads=2, v_layers=2, dim=32, mlp=96, heads=4,
-                kv_heads=2, layers=8, vocab=320, context=128, mod=True)
+                kv_heads=2, layers=8, vocab=320, context=128, mode="pmod")
 WIDTH, HEIGHT = 61, 47
 GREEDY, GREEDY_LOGITS = 12, 3
 SIZES, COLOURS = "small large tiny huge".split(), "red green blue yellow purple orange white black".split()
@@ -142,11 +143,10 @@ def sequence_tensors(model, vision, text):
         tensors.append((f"layer.{index}", rows[0]))
         if index not in trace.scores:
             continue
-        scores, kept = trace.scores[index][0], trace.kept[index][0]
-        ranked = scores.sort(descending=True)[0]
-        assert ranked[len(kept) - 1] - ranked[len(kept)] > SCORE_MARGIN, "scores are too close; take another seed"
-        rows = [0, *(kept + 1).tolist(), *range(n + 1, n + 1 + len(text))]
-        tensors += [(f"layer.{index}.scores", scores), (f"layer.{index}.kept", np.array(rows, np.int32))]
+        scores, ran = trace.scores[index][0, 1:n + 1], trace.ran[index][0]
+        kept = scores[ran[1:n + 1]]
+        assert kept.min() - scores[~ran[1:n + 1]].max() > SCORE_MARGIN, "scores are too close; take another seed"
+        tensors += [(f"layer.{index}.scores", scores), (f"layer.{index}.kept", ran.nonzero()[:, 0].int())]
     return tensors
 
 

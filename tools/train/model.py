@@ -1,17 +1,18 @@
-"""The captioner: a ViT tower with a convolutional stem, a projector, and a LLaMA decoder that may route (p-MoD).
+"""The captioner: a ViT tower with a convolutional stem, a projector, and a LLaMA decoder that may route.
 
-Vision tokens stand at rows 1..n of every sequence, after BOS; text follows. All layers see rectangular batches:
-with the same number of vision tokens in each picture, a routed layer keeps the same number of rows.
+How it routes is told by one row of routing.MODES. Vision tokens stand at rows 1..n of every sequence, after BOS; text
+follows.
 
 SPDX-License-Identifier: MIT
 """
 
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import routing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,10 +37,18 @@ class Config:
     theta: float = 10000.0
     eps: float = 1e-5
     context: int = 256
-    mod: bool = False
-    schedule: tuple = (0.85, 0.15, 0.5)  # max, min, factor of shiftedcos
-    norm_scale: float = 0.2
-    norm_bias: float = 1.0
+    mode: str = "dense"              # of routing.MODES
+    schedule: str = routing.PRD      # p-MoD: which layers route and how much they keep
+    factor: float = 0.5              # of the schedule
+    norm: str = "tanh_0.2_1"         # p-MoD: what a score becomes before it weighs
+    weigh_skipped: bool = True       # p-MoD's STRing: a skipped token too is multiplied by its weight
+    routed: tuple = ()               # gates: the layers that have one
+    shared_router: bool = True       # gates: one for all layers
+    skip_ratio: float = 0.5          # of the tokens that compete for gamma's capacity
+    protect_text: bool = True        # only the picture and what stands before it compete: masked routing learning
+    prefill_threshold: float = 0.0   # 0: the mode's
+    decode_threshold: float = 0.0
+    decode_position: str = ""        # "": the mode's
 
     @property
     def grid(self):
@@ -55,21 +64,6 @@ class Config:
 
     def to_dict(self):
         return asdict(self)
-
-
-def retention(config):
-    """Per layer: the fraction of vision tokens it runs, or None for a dense layer (PRD, shiftedcos)."""
-    top, low, factor = config.schedule
-    ratios = []
-    for layer in range(config.layers):
-        s = math.cos(math.pi * layer / max(config.layers - 1, 1)) / 2 + factor
-        ratios.append(max(s, low) if config.mod and s <= top else None)
-    return ratios
-
-
-def kept_count(n, ratio):
-    """trunc(float32(n) * float32(ratio)), the product in binary32."""
-    return int(torch.tensor(float(n)) * torch.tensor(ratio, dtype=torch.float32))
 
 
 def normalise(pixels):
@@ -169,17 +163,21 @@ class DecoderLayer(nn.Module):
         self.up = nn.Linear(d, config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, d, bias=False)
 
-    def attention(self, x, cos, sin, mask):
-        """The attention branch. mask [B,1,n,n] is added to the scores."""
-        b, n, _ = x.shape
-        u = self.attn_norm(x)
+    def attention(self, u, cos, sin, mask, join=None):
+        """
+        The attention branch of normed rows u. mask [B,n,all] is added to the scores. join(k, v) puts the keys and values
+        behind those that are cached and returns all.
+        """
+        b, n, _ = u.shape
         q = rotate(self.q(u).view(b, n, self.heads, -1).transpose(1, 2), cos, sin)
         k = rotate(self.k(u).view(b, n, self.kv_heads, -1).transpose(1, 2), cos, sin)
         v = self.v(u).view(b, n, self.kv_heads, -1).transpose(1, 2)
+        if join is not None:
+            k, v = join(k, v)
         repeat = self.heads // self.kv_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        mixed = (scores.float() + mask).softmax(-1).to(v.dtype) @ v
+        mixed = (scores.float() + mask.unsqueeze(1)).softmax(-1).to(v.dtype) @ v
         return self.o(mixed.transpose(1, 2).reshape(b, n, -1))
 
     def mlp(self, x):
@@ -188,7 +186,7 @@ class DecoderLayer(nn.Module):
 
 
 class Router(nn.Module):
-    """One score a token, from the residual stream, in float32."""
+    """p-MoD's: one score a token, from the residual stream, in float32."""
 
     def __init__(self, dim):
         super().__init__()
@@ -200,17 +198,76 @@ class Router(nn.Module):
             return x.float() @ self.weight + self.bias
 
 
+class Gate(nn.Module):
+    """gamma-MoD's: the logit of running a token, from its normed row; a softmax of two is a sigmoid of their difference."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter((torch.rand(2, dim) * 2 - 1) * dim ** -0.5)
+
+    def forward(self, u):
+        with torch.autocast("cpu", enabled=False):
+            return u.float() @ (self.weight[1] - self.weight[0])
+
+
 class Trace:
-    """What a forward pass can be asked to write down."""
+    """What a forward pass can be asked to write down, by layer: rows after it; scores [B,N], and which rows it ran."""
 
     def __init__(self):
-        self.layers, self.scores, self.kept = [], {}, {}
+        self.layers, self.scores, self.ran = [], {}, {}
 
 
-def keep_best(scores, k):
-    """Rising indices of the k best [B,k]; the lower index wins a tie."""
-    order = torch.sort(scores, dim=-1, descending=True, stable=True)[1]
-    return order[:, :k].sort(-1)[0]
+class Cache:
+    """Keys and values of one sequence, layer by layer, each with a length of its own."""
+
+    def __init__(self, n_layers):
+        self.n, self.keys, self.values = 0, [None] * n_layers, [None] * n_layers
+
+    def length(self, layer):
+        return 0 if self.keys[layer] is None else self.keys[layer].shape[2]
+
+    def join(self, layer, k, v):
+        if self.keys[layer] is not None:
+            k, v = torch.cat((self.keys[layer], k), 2), torch.cat((self.values[layer], v), 2)
+        self.keys[layer], self.values[layer] = k, v
+        return k, v
+
+
+@dataclass
+class Rows:
+    """The rows [B,N] of one pass."""
+    where: torch.Tensor   # their positions in the sequence
+    mask: torch.Tensor    # [B,N,N]: 0 where a row sees a row, else -inf
+    vision: torch.Tensor  # bool: of the picture
+    real: torch.Tensor    # bool: no padding
+    first: bool           # nothing is cached yet
+
+    @property
+    def generated(self):
+        return self.where.shape[1] == 1 and not bool(self.vision.any())
+
+
+def pick(x, index):
+    """Rows `index` [B,m] of x [B,N,...]."""
+    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+def chosen_rows(chosen):
+    """Rising indices [B,m] of the chosen rows, and which of the indices are meant [B,m]; None: all are."""
+    counts = chosen.sum(1)
+    m = int(counts.max())
+    index = torch.sort((~chosen).byte(), dim=1, stable=True)[1][:, :m]
+    return index, None if bool((counts == m).all()) else chosen.gather(1, index)
+
+
+def picked_mask(mask, index, meant):
+    """The mask [B,m,m] of the picked rows; a row that is not meant sees and is seen by itself alone."""
+    part = pick(mask, index).gather(2, index.unsqueeze(1).expand(-1, index.shape[1], -1))
+    if meant is None:
+        return part
+    alone = torch.eye(index.shape[1], dtype=torch.bool)
+    both = meant.unsqueeze(1) & meant.unsqueeze(2)
+    return part.masked_fill(~(both | alone), float("-inf")).masked_fill(~both & alone, 0)
 
 
 class Captioner(nn.Module):
@@ -223,13 +280,21 @@ class Captioner(nn.Module):
         self.embed = nn.Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.eps)
-        self.ratios = retention(config)
-        self.routers = nn.ModuleDict({str(l): Router(config.dim)
-                                      for l, r in enumerate(self.ratios) if r is not None})
+        self.mode = routing.mode_of(config)
+        self.ratios = routing.ratios(config)
+        self.routers = nn.ModuleDict(self._make_routers())
         cos, sin = rope_table(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.apply(self._init)
+
+    def _make_routers(self):
+        dim, routed = self.config.dim, [str(l) for l, r in enumerate(self.ratios) if r is not None]
+        if self.mode is None or not routed:
+            return {}
+        if not self.mode.gated:
+            return {l: Router(dim) for l in routed}
+        return {"shared": Gate(dim)} if self.config.shared_router else {l: Gate(dim) for l in routed}
 
     def _init(self, module):
         if isinstance(module, nn.Linear):
@@ -239,6 +304,12 @@ class Captioner(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.05)
 
+    def router(self, layer):
+        """The router of a routed layer, else None."""
+        if self.ratios[layer] is None:
+            return None
+        return self.routers[str(layer) if str(layer) in self.routers else "shared"]
+
     def project(self, tokens):
         """The tower's tokens to the decoder's input rows [B,n,dim]."""
         return self.project2(F.gelu(self.project1(tokens)))
@@ -247,59 +318,83 @@ class Captioner(nn.Module):
         """Pixels to the decoder's input rows [B,n,dim]."""
         return self.project(self.tower(pixels))
 
-    def forward(self, vision, text, positions, mask, bos=1, trace=None):
+    def forward(self, vision, text, positions, mask, bos=1, cache=None, trace=None):
         """
-        vision [B,n,dim], text ids [B,T], positions of the text [B,T], mask [B,T,T] bool: which text rows a text
-        row sees besides BOS and the picture. Returns the hidden rows of the text, after the last norm.
+        vision [B,n,dim], text ids [B,T], positions of the text [B,T] (0: padding), mask [B,T,T] bool: which text rows a
+        text row sees besides BOS and the picture. Returns the hidden rows of the text, after the last norm.
         """
         b, n, _ = vision.shape
         start = self.embed(torch.full((b, 1), bos, dtype=torch.long))
         x = torch.cat((start, vision.float(), self.embed(text)), 1)
         where = torch.cat((torch.arange(n + 1).expand(b, -1), positions), 1)
-        full = self._mask(n + 1, mask)
-        for index, layer in enumerate(self.layers):
-            ratio = self.ratios[index]
-            if ratio is None:
-                x = self._dense(layer, x, where, full)
-            else:
-                x = self._routed(index, layer, x, where, mask, n, kept_count(n, ratio), trace)
+        at = torch.arange(where.shape[1]).expand(b, -1)
+        rows = Rows(where, self._mask(n + 1, mask), (at > 0) & (at <= n), (at <= n) | (where > 0), True)
+        return self.norm(self._run(x, rows, cache, trace)[:, n + 1:])
+
+    def append(self, text, cache, trace=None):
+        """Runs ids [T] behind what the cache holds, one being the next of a generation. Hidden rows [T,dim]."""
+        n = len(text)
+        where = torch.arange(cache.n, cache.n + n).unsqueeze(0)
+        mask = torch.full((1, n, n), float("-inf")).triu(1)
+        real = torch.ones(1, n, dtype=torch.bool)
+        rows = Rows(where, mask, ~real, real, cache.n == 0)
+        return self.norm(self._run(self.embed(torch.tensor([text])), rows, cache, trace))[0]
+
+    def _run(self, x, rows, cache, trace):
+        for index in range(len(self.layers)):
+            x = self._layer(index, x, rows, cache, trace)
             if trace is not None:
                 trace.layers.append(x)
-        return self.norm(x[:, n + 1:])
+        if cache is not None:
+            cache.n += x.shape[1]
+        return x
 
     @staticmethod
     def _mask(prefix, text):
-        """[B,1,N,N] of 0 and -inf: the prefix is causal, text sees the prefix and what `text` allows."""
+        """[B,N,N] of 0 and -inf: the prefix is causal, text sees the prefix and what `text` allows."""
         b, t, _ = text.shape
         allowed = torch.zeros(b, prefix + t, prefix + t, dtype=torch.bool)
         allowed[:, :prefix, :prefix] = torch.ones(prefix, prefix, dtype=torch.bool).tril()
         allowed[:, prefix:, :prefix] = True
         allowed[:, prefix:, prefix:] = text
-        return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf")).unsqueeze(1)
+        return torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
 
-    def _rope(self, where):
-        return self.cos[where].unsqueeze(1), self.sin[where].unsqueeze(1)
+    def _attend(self, index, u, where, mask, cache):
+        """Attention of normed rows at these positions, and to what the cache holds."""
+        cos, sin = self.cos[where].unsqueeze(1), self.sin[where].unsqueeze(1)
+        if cache is None:
+            return self.layers[index].attention(u, cos, sin, mask)
+        mask = F.pad(mask, (cache.length(index), 0))
+        return self.layers[index].attention(u, cos, sin, mask, lambda k, v: cache.join(index, k, v))
 
-    def _dense(self, layer, x, where, mask):
-        h = x + layer.attention(x, *self._rope(where), mask)
-        return h + layer.mlp(h)
-
-    def _routed(self, index, layer, x, where, text_mask, n, k, trace):
-        b, _, d = x.shape
-        start, vision, text = x[:, :1], x[:, 1:n + 1], x[:, n + 1:]
-        z = self.routers[str(index)](vision)
-        w = self.config.norm_scale * torch.tanh(z) + self.config.norm_bias
-        kept = keep_best(z.detach(), k)
+    def _layer(self, index, x, rows, cache, trace):
+        layer, router, mode = self.layers[index], self.router(index), self.mode
+        u = layer.attn_norm(x)
+        if router is None:
+            h = x + self._attend(index, u, rows.where, rows.mask, cache)
+            return h + layer.mlp(h)
+        z = router(u if mode.gated else x)
+        scored = rows.real if mode.gated else rows.vision
+        weight = torch.where(scored, routing.weights(self.config, mode, z, scored), torch.ones(()))
+        chosen = routing.choose(self.config, mode, self.ratios[index], z.detach(), rows)
         if trace is not None:
-            trace.scores[index], trace.kept[index] = z, kept
-        rows = kept.unsqueeze(-1).expand(-1, -1, d)
-        run = torch.cat((start, vision.gather(1, rows), text), 1)
-        at = torch.cat((where[:, :1], where[:, 1:n + 1].gather(1, kept), where[:, n + 1:]), 1)
-        weight = torch.cat((torch.ones(b, 1), w.gather(1, kept), torch.ones(b, text.shape[1])), 1)
-        h = run + layer.attention(run, *self._rope(at), self._mask(k + 1, text_mask))
-        run = h + weight.unsqueeze(-1) * layer.mlp(h)
-        skipped = vision * w.unsqueeze(-1)
-        return torch.cat((run[:, :1], skipped.scatter(1, rows, run[:, 1:k + 1]), run[:, k + 1:]), 1)
+            trace.scores[index], trace.ran[index] = z, chosen
+        skipped = x * weight.unsqueeze(-1) if mode.weigh_skipped else x
+        run, meant = chosen_rows(chosen)
+        if run.shape[1] == 0:
+            return skipped
+        mask = picked_mask(rows.mask, run, meant)
+        where = pick(rows.where, run)
+        if mode.decode_local if rows.generated else mode.renumber:
+            where = (mask == 0).sum(-1) - 1 + (cache.length(index) if cache else 0)
+        w = pick(weight, run).unsqueeze(-1)
+        part = pick(x, run)
+        attended = self._attend(index, pick(u, run), where, mask, cache)
+        h = part + (w * attended if mode.weigh_attention else attended)
+        part = h + w * layer.mlp(h)
+        if meant is not None:
+            part = torch.where(meant.unsqueeze(-1), part, pick(skipped, run))
+        return skipped.scatter(1, run.unsqueeze(-1).expand_as(part), part)
 
     def logits(self, hidden):
         """Tied to the embedding."""

@@ -15,6 +15,11 @@ BACKDROPS = 2000
 SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
+def picture_members(archive):
+    """The pictures of a tar file, sorted by name."""
+    return sorted((m for m in archive.getmembers() if m.name.lower().endswith(SUFFIXES)), key=lambda m: m.name)
+
+
 def read_all(path):
     """Yield (name, RGB image) for each picture of a folder or tar, sorted by name."""
     if os.path.isdir(path):
@@ -23,10 +28,15 @@ def read_all(path):
                 yield name, Image.open(os.path.join(path, name)).convert("RGB")
         return
     with tarfile.open(path) as archive:
-        members = [m for m in archive.getmembers() if m.name.lower().endswith(SUFFIXES)]
-        for member in sorted(members, key=lambda m: m.name):
+        for member in picture_members(archive):
             data = archive.extractfile(member).read()
             yield os.path.basename(member.name), Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def names(path):
+    """The names of a tar's pictures, as read_all() has them."""
+    with tarfile.open(path) as archive:
+        return [os.path.basename(m.name) for m in picture_members(archive)]
 
 
 def stretch(image, side):

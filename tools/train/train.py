@@ -6,8 +6,8 @@ Training, in the order of the commands:
   tower    the vision tower alone: what covers each cell of a drawn scene, Tiny-ImageNet's names, the words of a
            photo's captions
   features what the finished tower says of every picture, so that decoders can be trained without it
-  caption  projector and decoder, with the tower or on its features, on drawn scenes and photos; --mod trains a
-           p-MoD decoder
+  caption  projector and decoder, with the tower or on its features, on drawn scenes and photos; --mode pmod or
+           gamma-train trains a decoder that routes
 
 Every run saves as it goes and goes on from its last save when started again with the same --out.
 
@@ -17,6 +17,7 @@ SPDX-License-Identifier: MIT
 import argparse
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -25,9 +26,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
+import routing
 import scenes
 from checkpoint import captioner_weights
-from model import Captioner, Config, Tower, normalise
+from model import Captioner, Config, Tower, Trace, normalise
 
 SAVE_EVERY_S = 180
 WORDS = 1000
@@ -38,8 +40,8 @@ CELL_CLASSES = tuple(len(c) + 1 for c in (scenes.SHAPES, scenes.COLOURS, scenes.
 class Run:
     """Steps of one optimiser, with schedule, clipping, log and saves."""
 
-    def __init__(self, args, model, groups):
-        self.args, self.model = args, model
+    def __init__(self, args, model, groups, config):
+        self.args, self.model, self.config = args, model, config
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
         for group in self.optimiser.param_groups:
             group["peak"] = group["lr"]
@@ -47,11 +49,13 @@ class Run:
         self.sums = {}
         if os.path.exists(args.out):
             state = torch.load(args.out, map_location="cpu")
-            if "optimiser" in state:
-                model.load_state_dict(state["model"])
-                self.optimiser.load_state_dict(state["optimiser"])
-                self.step = state["step"]
-                print(f"going on at step {self.step}", flush=True)
+            if "optimiser" not in state:
+                print(f"{args.out} is finished")
+                sys.exit()
+            model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step = state["step"]
+            print(f"going on at step {self.step}", flush=True)
 
     def rng(self):
         """Fresh and the same for this step in every run of this seed."""
@@ -83,11 +87,11 @@ class Run:
         print(f"step {self.step} {time.time() - self.started:.0f} s: {means}", flush=True)
         self.sums = {}
 
-    def save(self, **extra):
+    def save(self, finished=False):
         """Replaces the file only when the new one is whole."""
         self.saved = time.time()
-        state = {"model": self.model.state_dict(), "step": self.step, **extra}
-        if not extra:
+        state = {"model": self.model.state_dict(), "step": self.step, "config": self.config.to_dict()}
+        if not finished:
             state["optimiser"] = self.optimiser.state_dict()
         torch.save(state, self.args.out + ".new")
         os.replace(self.args.out + ".new", self.args.out)
@@ -150,7 +154,7 @@ def tower(args):
     model = TowerTasks(config, len(names), WORDS)
     if args.init:
         model.load_state_dict(part(torch.load(args.init, map_location="cpu")["model"], "heads."))
-    run = Run(args, model, [{"params": model.parameters(), "lr": args.lr}])
+    run = Run(args, model, [{"params": model.parameters(), "lr": args.lr}], config)
     n_scenes, n_tiles, n_photos = args.batch
     while run.step < args.steps:
         rng = run.rng()
@@ -170,7 +174,7 @@ def tower(args):
                                                       torch.from_numpy(targets[pick]))
         (cell + 0.3 * name + 30 * word).backward()
         run.update({"cell": cell, "right": right, "name": name, "word": word})
-    run.save(config=config.to_dict())
+    run.save(finished=True)
 
 
 # ------------------------------------------------------------------ features
@@ -206,6 +210,9 @@ class CaptionData:
         self.start = self.vocabulary.encode("\n")
         self.drawn = data.Scenes(args.scenes)
         self.chance = self.drawn.chances(args.counts) if args.counts else None
+        self.load_pictures(args)
+
+    def load_pictures(self, args):
         self.pictures, self.texts = data.load_photos(args.flickr, "train", data.PHOTO_SIDE)
 
     def rows(self, captions):
@@ -231,9 +238,9 @@ class CaptionData:
 class FeatureData(CaptionData):
     """The same with the tower's tokens in place of pictures."""
 
-    def __init__(self, args, config):
-        super().__init__(args, config)
+    def load_pictures(self, args):
         self.features = torch.load(args.features, map_location="cpu")
+        self.texts = data.load_texts(args.flickr, "train")
 
     def drawn_inputs(self, index, rng):
         return self.features["scenes"][index].float()
@@ -243,12 +250,23 @@ class FeatureData(CaptionData):
         return torch.where(flip, self.features["mirrored"][pick], self.features["photos"][pick]).float()
 
 
-def caption_loss(model, tokens, sequence):
-    """Mean cross-entropy of the caption tokens, from the tower's tokens."""
+def routing_loss(trace, real):
+    """gamma's: how badly the gates foretell which rows run; the mean over rows, summed over layers."""
+    return sum(F.binary_cross_entropy_with_logits(z[real], trace.ran[layer][real].float())
+               for layer, z in trace.scores.items())
+
+
+def caption_losses(model, tokens, sequence):
+    """Mean cross-entropy of the caption tokens, from the tower's tokens; the routing loss of gates."""
     text, target, position, mask = sequence
-    hidden = model(model.project(tokens), text, position, mask)
+    trace = Trace()
+    hidden = model(model.project(tokens), text, position, mask, trace=trace)
     chosen = target >= 0
-    return F.cross_entropy(model.logits(hidden[chosen]).float(), target[chosen])
+    words = F.cross_entropy(model.logits(hidden[chosen]).float(), target[chosen])
+    if model.mode is None or not model.mode.gated:
+        return words, None
+    prefix = torch.ones(len(text), tokens.shape[1] + 1, dtype=torch.bool)
+    return words, routing_loss(trace, torch.cat((prefix, position > 0), 1))
 
 
 def load_teacher(args, config):
@@ -295,29 +313,41 @@ class CaptionTasks(nn.Module):
         tokens = torch.cat((drawn, photos))
         if not self.frozen:
             tokens = self.captioner.tower(tokens)
-        out = {"scenes": caption_loss(self.captioner, tokens[:n_scenes], drawn_text),
-               "photos": caption_loss(self.captioner, tokens[n_scenes:], photo_text)}
+        drawn_loss, drawn_routing = caption_losses(self.captioner, tokens[:n_scenes], drawn_text)
+        photo_loss, photo_routing = caption_losses(self.captioner, tokens[n_scenes:], photo_text)
+        out = {"scenes": drawn_loss, "photos": photo_loss}
+        if drawn_routing is not None:
+            out["routing"] = drawn_routing + photo_routing
         if self.heads is not None:
             targets = torch.from_numpy(batches.drawn.cell_targets(index))
             out["cells"], out["right"] = self.heads.cell_loss(tokens[:n_scenes], targets)
         return out
 
 
+def routing_config(args):
+    """Shapes of the captioner that the switches ask for."""
+    if (args.mode == "gamma-train") != bool(args.routed):
+        raise SystemExit("--routed: the layers that route, with --mode gamma-train")
+    return Config(mode=args.mode, schedule=args.schedule, factor=args.factor, norm=args.norm,
+                  weigh_skipped=not args.no_string, routed=tuple(args.routed), shared_router=not args.own_routers,
+                  skip_ratio=args.skip_ratio, protect_text=not args.no_mask)
+
+
 def caption(args):
-    config = Config(mod=args.mod)
+    config = routing_config(args)
     torch.manual_seed(args.seed)
     model = CaptionTasks(args, config)
     if args.compile:
         model.captioner.compile(dynamic=True)  # texts have all lengths
-    run = Run(args, model, model.parameter_groups(args.lr, args.tower_rate))
+    run = Run(args, model, model.parameter_groups(args.lr, args.tower_rate), config)
     batches = (FeatureData if args.features else CaptionData)(args, config)
     while run.step < args.steps:
         with torch.autocast("cpu", torch.bfloat16):
             losses = model.losses(batches, run.rng(), *args.batch)
-        weights = {"scenes": args.scene_weight, "right": 0.0}
+        weights = {"scenes": args.scene_weight, "right": 0.0, "routing": args.aux}
         sum(weights.get(name, 1.0) * loss for name, loss in losses.items()).backward()
         run.update(losses)
-    run.save(config=config.to_dict())
+    run.save(finished=True)
 
 
 # ---------------------------------------------------------------------- main
@@ -375,7 +405,23 @@ def main():
                      help="of the scenes' loss next to the photos', which is noisier and stays larger")
     sub.add_argument("--compile", action="store_true",
                      help="let PyTorch 2 and a C++ compiler fuse the decoder: minutes at first, then faster steps")
-    sub.add_argument("--mod", action="store_true", help="route: a p-MoD decoder")
+    sub.add_argument("--mode", choices=("dense", "pmod", "gamma-train"), default="dense",
+                     help="how the decoder routes; default: it does not")
+    part = sub.add_argument_group("p-MoD")
+    part.add_argument("--schedule", default=routing.PRD,
+                      help="layers and ratios: shiftedcos_decay_MAX_MIN, shiftedlinear_decay_MAX_MIN; deep_all, "
+                      "deep_all_include_last or interleave, of one ratio; default %(default)s")
+    part.add_argument("--factor", type=float, default=0.5, help="of the schedule, or the one ratio; default %(default)s")
+    part.add_argument("--norm", default="tanh_0.2_1",
+                      help="weight of a score, TYPE_SCALE_BIAS, TYPE tanh, sigmoid, softmax or none; default %(default)s")
+    part.add_argument("--no-string", action="store_true", help="skipped tokens stay as they are")
+    part = sub.add_argument_group("gamma-MoD")
+    part.add_argument("--routed", type=int, nargs="+", default=(), metavar="LAYER", help="layers that route")
+    part.add_argument("--skip-ratio", type=float, default=0.5,
+                      help="of the tokens that compete, how many a layer skips; default %(default)s")
+    part.add_argument("--aux", type=float, default=0.01, help="weight of the routing loss; default %(default)s")
+    part.add_argument("--own-routers", action="store_true", help="a router a layer, not one for all")
+    part.add_argument("--no-mask", action="store_true", help="text competes too")
     sub.set_defaults(run=caption)
 
     args = parser.parse_args()
