@@ -106,7 +106,11 @@ def mode_keys(c, mode):
 
 def norm_keys(c):
     kind, scale, bias = routing.parse_norm(c.norm)
-    return [("mod.norm.type", gguf.STRING, kind), ("mod.norm.scale", gguf.F32, scale), ("mod.norm.bias", gguf.F32, bias)]
+    return [
+        ("mod.norm.type", gguf.STRING, kind),
+        ("mod.norm.scale", gguf.F32, scale),
+        ("mod.norm.bias", gguf.F32, bias),
+    ]
 
 
 def schedule_keys(c):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Writes a small decoder of random weights, modes.gguf, which no layer of routes, and what PyTorch makes of one prompt and
+Writes a small decoder of random weights, modes.gguf, none of whose layers routes, and what PyTorch makes of one prompt and
 the words after it in every mode with it, modes.golden.gguf: for tests/test_modes.c. In a case all layers that its
 schedule allows route, the first and the last too.
 
@@ -30,8 +30,8 @@ from routing import logit
 
 SEED = 4
 EVERY = 9  # logits kept
-BASE = Config(image=32, patch=4, stem=(4,), v_dim=32, v_mlp=32, v_heads=1, v_layers=1, dim=32, mlp=64, heads=4, kv_heads=2,
-              layers=5, vocab=288, context=128)
+BASE = Config(image=32, patch=4, stem=(4,), v_dim=32, v_mlp=32, v_heads=1, v_layers=1, dim=32, mlp=64, heads=4,
+              kv_heads=2, layers=5, vocab=288, context=128)
 WORDS, TEXT = 20, 6
 ALL = tuple(range(BASE.layers))
 SCORE_MARGIN = 1e-3  # a hundred times what rounding can move
@@ -40,7 +40,8 @@ SCORE_MARGIN = 1e-3  # a hundred times what rounding can move
 CASES = {
     "dense": {},
     "pmod": {"mode": "pmod", "factor": 0.3},
-    "pmod-sigmoid": {"mode": "pmod", "norm": "sigmoid_0.5_0.75", "schedule": "shiftedlinear_decay_0.95_0.10", "factor": 0.4},
+    "pmod-sigmoid": {"mode": "pmod", "norm": "sigmoid_0.5_0.75", "schedule": "shiftedlinear_decay_0.95_0.10",
+                     "factor": 0.4},
     "pmod-softmax": {"mode": "pmod", "norm": "softmax_3_0.5", "schedule": "interleave"},
     "pmod-none": {"mode": "pmod", "norm": "none", "schedule": "deep_all_include_last", "factor": 0.4},
     "pmod-no-string": {"mode": "pmod", "factor": 0.3, "weigh_skipped": False},
@@ -89,8 +90,7 @@ def margin(model, trace):
     """How near a score comes to what would change the choice."""
     nearest = np.inf
     for layer, z in trace.scores.items():
-        z, ran = z[0], trace.ran[layer][0]
-        mode = model.mode
+        z, ran, mode = z[0], trace.ran[layer][0], model.mode
         generated = len(z) == 1
         if generated and mode.decode == "threshold":
             nearest = min(nearest, float((z - logit(mode.decode_threshold)).abs().min()))
@@ -135,8 +135,8 @@ def run(model, vision, prompt, words):
 def check(name, model, tensors, near):
     """A case is worth something only if tokens are run and skipped, and not by a hair."""
     ran, decoded = tensors["ran"], tensors["decoded"]
-    print(f"{name:20} margin {near:8.2g}  kept {ran.sum(1).tolist()} of {ran.shape[1]}, decoded {decoded.sum(1).tolist()}, "
-          f"logits up to {np.abs(tensors['logits']).max():.3g}")
+    print(f"{name:20} margin {near:8.2g}  kept {ran.sum(1).tolist()} of {ran.shape[1]}, "
+          f"decoded {decoded.sum(1).tolist()}, logits up to {np.abs(tensors['logits']).max():.3g}")
     assert near > SCORE_MARGIN, "scores are too close; take another seed"
     if model.mode is None:
         return

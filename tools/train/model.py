@@ -165,8 +165,8 @@ class DecoderLayer(nn.Module):
 
     def attention(self, u, cos, sin, mask, join=None):
         """
-        The attention branch of normed rows u. mask [B,n,all] is added to the scores. join(k, v) puts the keys and values
-        behind those that are cached and returns all.
+        The attention branch of normed rows u. mask [B,n,all] is added to the scores. join(k, v) puts the keys and
+        values behind those that are cached and returns all.
         """
         b, n, _ = u.shape
         q = rotate(self.q(u).view(b, n, self.heads, -1).transpose(1, 2), cos, sin)
@@ -199,7 +199,7 @@ class Router(nn.Module):
 
 
 class Gate(nn.Module):
-    """gamma-MoD's: the logit of running a token, from its normed row; a softmax of two is a sigmoid of their difference."""
+    """gamma-MoD's: the logit of running a token, from its normed row; a softmax of two is their difference's sigmoid."""
 
     def __init__(self, dim):
         super().__init__()

@@ -16,8 +16,8 @@ PRD = "shiftedcos_decay_0.85_0.15"  # p-MoD's progressive ratio decay, as releas
 class Mode:
     """A row of the table."""
     gated: bool                  # the score is a gate's, of the normed row; else a router's, of the residual stream
-    competes: str                # who may be skipped: "vision" tokens, "all", or a "region": the picture and what is before
-    select: str                  # who stays: the best "ratio" of them, all but a "capacity", those above a "threshold"
+    competes: str                # who may be skipped: "vision", "all", or a "region": the picture and what is before
+    select: str                  # who stays: a "ratio" of the best, all but a "capacity", those above a "threshold"
     weigh_skipped: bool = False  # the weight, always on the MLP branch of what is run, is on skipped rows too
     weigh_attention: bool = False
     renumber: bool = False       # rows that a layer runs get positions without gaps
@@ -48,7 +48,8 @@ def mode_of(config):
     mode = MODES[config.mode]
     if mode is None:
         return None
-    changes = {name: getattr(config, name) for name in ("prefill_threshold", "decode_threshold") if getattr(config, name)}
+    thresholds = ("prefill_threshold", "decode_threshold")
+    changes = {name: getattr(config, name) for name in thresholds if getattr(config, name)}
     if config.decode_position:
         changes["decode_local"] = config.decode_position == "local"
     if not config.protect_text and mode.competes == "region":

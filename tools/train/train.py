@@ -411,9 +411,10 @@ def main():
     part.add_argument("--schedule", default=routing.PRD,
                       help="layers and ratios: shiftedcos_decay_MAX_MIN, shiftedlinear_decay_MAX_MIN; deep_all, "
                       "deep_all_include_last or interleave, of one ratio; default %(default)s")
-    part.add_argument("--factor", type=float, default=0.5, help="of the schedule, or the one ratio; default %(default)s")
+    part.add_argument("--factor", type=float, default=0.5,
+                      help="of the schedule, or the one ratio; default %(default)s")
     part.add_argument("--norm", default="tanh_0.2_1",
-                      help="weight of a score, TYPE_SCALE_BIAS, TYPE tanh, sigmoid, softmax or none; default %(default)s")
+                      help="weight of a score: tanh, sigmoid, softmax or none, _SCALE_BIAS; default %(default)s")
     part.add_argument("--no-string", action="store_true", help="skipped tokens stay as they are")
     part = sub.add_argument_group("gamma-MoD")
     part.add_argument("--routed", type=int, nargs="+", default=(), metavar="LAYER", help="layers that route")
