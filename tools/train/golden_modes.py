@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Writes a small decoder of random weights, modes.gguf, none of whose layers routes, and what PyTorch makes of one prompt and
-the words after it in every mode with it, modes.golden.gguf: for tests/test_modes.c. In a case all layers that its
+Writes a small decoder of random weights, modes.gguf, none of whose layers routes, and what PyTorch makes of one prompt
+and the words after it in every mode with it, modes.golden.gguf: for tests/test_modes.c. In a case all layers that its
 schedule allows route, the first and the last too.
 
 The golden file has a key "cases", an array of names, and vision [V][dim], prompt (ids; -1: the next vision token) and

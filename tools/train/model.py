@@ -199,7 +199,7 @@ class Router(nn.Module):
 
 
 class Gate(nn.Module):
-    """gamma-MoD's: the logit of running a token, from its normed row; a softmax of two is their difference's sigmoid."""
+    """gamma-MoD's: the logit of running a token, from its normed row; a softmax of two is a sigmoid."""
 
     def __init__(self, dim):
         super().__init__()
