@@ -967,7 +967,7 @@ static void test_words_that_mean_another_method(void **state)
     } words[] = {{"mod.type", "gamma"},
                  {"mod.mode", "gamma-released"},
                  {"mod.router.input", "attn_norm"},
-                 {"mod.weight.apply", "mlp"},
+                 {"mod.weight.apply", "attn+mlp"},
                  {"mod.position", "compressed"},
                  {"mod.prefill.select", "threshold"},
                  {"mod.decode.rule", "always"},
