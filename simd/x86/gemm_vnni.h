@@ -10,8 +10,9 @@
  *
  * Cache: rows are taken in blocks, so that weights are fetched from far once for all of them; within a block the
  * vectors are the outer loop; within those, k is taken in chunks whose weights stay in L1 for all tiles of the block,
- * while the next chunk is fetched. The activations of a block stream from L2. int4 weights of a chunk are unpacked
- * once, into lines like int8's, unless the rows are too few to make up for it.
+ * while the next chunk is fetched. The activations of a block stream from L2: while a tile is multiplied, the next
+ * one's are fetched to L1 line by line, and in the last chunk the lines of C that it will store. int4 weights of a
+ * chunk are unpacked once, into lines like int8's, unless the rows are too few to make up for it.
  *
  * A single row, as in decoding, is bound by reading the weights. A core that reads one or two places at a time gets
  * half to three quarters of the bandwidth, so WIDE vectors of as many panels go along together.
@@ -29,7 +30,7 @@ enum {
     PANELS = VECS * LANES / NR, /* panels of a tile */
     LINE = 64,
     CHUNK = 512, /* inputs: two panels of int8 take 16 KiB of L1 */
-    BLOCK_ROWS = 144,
+    BLOCK_ROWS = 360,
     TILES = BLOCK_ROWS / MR, /* of a block at most; their sums are on the stack */
     AHEAD = 4096,            /* bytes to prefetch ahead where weights are used once only: the next page */
     WIDE = 8,                /* vectors of a single row */
@@ -55,11 +56,18 @@ typedef struct columns {
 typedef struct span {
     uint32_t tile, k0, k1, group0; /* group0 begins at k0 */
     const int32_t *start;          /* [groups][MR] what the integer sums begin at */
+    ptrdiff_t ahead;               /* from its activations to those needed next */
 } span;
 
 typedef float tile_sums[MR][VECS][LANES];
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* Activations of a tile from input k on. */
+SQ_INLINE const int8_t *tile_q(const job *j, uint32_t tile, uint32_t k)
+{
+    return j->a->q + ((size_t)tile * j->k_pad + k) * MR;
+}
 
 /* ---- One tile ---------------------------------------------------------------------------- */
 
@@ -83,12 +91,13 @@ SQ_INLINE void dot_row(ivec sum[VECS], const ivec u[VECS], const int8_t *q, uint
 }
 
 /* sum += k inputs: one line is 4 of them. */
-SQ_INLINE void lines_i8(const uint8_t *const *line, const int8_t *q, uint32_t k, ivec sum[][VECS], uint32_t rows,
-                        uint32_t vecs)
+SQ_INLINE void lines_i8(const uint8_t *const *line, const int8_t *q, ptrdiff_t ahead, uint32_t k, ivec sum[][VECS],
+                        uint32_t rows, uint32_t vecs)
 {
     const uint8_t *w[VECS] = {line[0], line[1]};
     for (; k; k -= 4, q += 4 * MR, w[0] += LINE, w[1] += LINE) {
         ivec u[VECS];
+        if (rows > 2) _mm_prefetch((const char *)q + ahead, _MM_HINT_T0);
         for (uint32_t c = 0; c < vecs; c++) {
             u[c] = load_i(w[c]);
             if (rows <= 2) _mm_prefetch((const char *)w[c] + AHEAD, _MM_HINT_T0);
@@ -146,7 +155,7 @@ SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, const span *
                           uint32_t vecs)
 {
     const uint32_t group = j->a->group, input_bytes = i4 ? NR / 2 : NR;
-    const int8_t *q = j->a->q + ((size_t)in->tile * j->k_pad + in->k0) * MR;
+    const int8_t *q = tile_q(j, in->tile, in->k0);
     const float *sa = j->a->scale + ((size_t)in->tile * j->n_groups + in->group0) * MR;
     const int32_t *start = in->start;
     const uint8_t *line[VECS] = {at->line[0], at->line[1]};
@@ -159,7 +168,7 @@ SQ_INLINE void tile_chunk(const job *j, bool i4, const columns *at, const span *
         if (i4)
             lines_i4(line, q, n, sum, rows, vecs);
         else
-            lines_i8(line, q, n, sum, rows, vecs);
+            lines_i8(line, q, in->ahead, n, sum, rows, vecs);
         add_group(j, at, sa, g, sum, v, rows, vecs);
         k += n;
         q += (size_t)n * MR;
@@ -186,10 +195,12 @@ static uint32_t rows_in(const job *j, uint32_t tile) { return min_u32(MR, j->a->
 
 /* ---- Store ------------------------------------------------------------------------------- */
 
+static float *row_of_c(const sq_gemm_out *o, uint32_t i) { return o->c + (o->rows ? o->rows[i] : i) * o->ldc; }
+
 /* The store of sq_gemm_out: row i, channels j0 .. j0 + LANES - 1, of which n exist. */
 static void store_row(const sq_gemm_out *o, uint32_t i, uint32_t j0, uint32_t n, fvec v)
 {
-    float *c = o->c + (o->rows ? o->rows[i] : i) * o->ldc + j0;
+    float *const c = row_of_c(o, i) + j0;
     if (o->bias) v = add(v, load_first(o->bias + j0, n));
     if (o->row_weight) v = multiply(all_f32(o->row_weight[i]), v);
     if (o->add) v = add(load_first(c, n), v);
@@ -211,6 +222,16 @@ static void store_tile(const job *j, const columns *at, uint32_t vecs, uint32_t 
     for (uint32_t c = 0; c < vecs; c++) {
         for (uint32_t r = 0; r < rows; r++)
             store_vector(j, at, c, tile * MR + r, load_f(v[r][c]));
+    }
+}
+
+/* The lines of C that store_tile() will write, into L1. */
+static void fetch_c(const job *j, const columns *at, uint32_t vecs, uint32_t tile)
+{
+    for (uint32_t r = 0; r < rows_in(j, tile); r++) {
+        const float *c = row_of_c(j->out, tile * MR + r);
+        for (uint32_t v = 0; v < vecs; v += NR / LANES)
+            _mm_prefetch((const char *)(c + at->channel[v]), _MM_HINT_T0);
     }
 }
 
@@ -372,12 +393,13 @@ static void block_columns(const job *j, const method *how, uint32_t p, uint32_t 
             const uint32_t rows = rows_in(j, t0 + t);
             in.tile = t0 + t;
             in.start = start[t];
+            in.ahead = tile_q(j, t + 1 < n ? in.tile + 1 : t0, t + 1 < n ? in.k0 : in.k1) - tile_q(j, in.tile, in.k0);
             if (!few) fetch(&at, vecs, (size_t)in.k1 * how->input_bytes + t * lines / n * LINE, lines / n + 1);
+            if (in.k1 == j->k_pad) fetch_c(j, &at, vecs, in.tile);
             (*tiles)[vecs - 1][rows == 1 ? 0 : (rows + 1) / 2](j, &next, &in, v[t]);
+            if (in.k1 == j->k_pad) store_tile(j, &at, vecs, in.tile, v[t]);
         }
     }
-    for (uint32_t t = 0; t < n; t++)
-        store_tile(j, &at, vecs, t0 + t, v[t]);
 }
 
 static void single_row(const job *j, const method *how, uint32_t p, uint32_t last)
