@@ -288,8 +288,7 @@ size_t sq_llava_kv_bytes(const squint_session *s)
 
 static bool chooses(const squint_model *m, uint32_t layer)
 {
-    const sq_llava *const net = m->net;
-    return net->decoder.mode.score && net->decoder.layers[layer].is_mod;
+    return ((const sq_llava *)m->net)->decoder.layers[layer].is_mod;
 }
 
 static const uint32_t *kv_places(const squint_session *s, uint32_t layer, uint32_t *n)

@@ -635,7 +635,10 @@ static void test_session_bytes(void **state)
 {
     (void)state;
     static const squint_session_options options[] = {
-        {.threads = 1}, {.threads = 3}, {.threads = 2, .max_tokens = 500, .max_prompt = 1000, .kv = SQUINT_KV_F16}};
+        {.threads = 1},
+        {.threads = 3},
+        {.threads = 1, .routes = true},
+        {.threads = 2, .max_tokens = 500, .max_prompt = 1000, .kv = SQUINT_KV_F16}};
     counting c = {0};
     fixture *f = caption_fixture();
     squint_model *m;
@@ -696,7 +699,7 @@ static void test_no_allocation_while_writing(void **state)
     squint_model *m;
     assert_int_equal(fixture_open(&m, f, &(squint_model_options){.allocator = counting_allocator(&c)}, NULL),
                      SQUINT_OK);
-    squint_session *s = open_session(m, &(squint_session_options){.threads = 2, .max_tokens = 24});
+    squint_session *s = open_session(m, &(squint_session_options){.threads = 2, .max_tokens = 24, .routes = true});
     caption(s, &(squint_caption_options){.temperature = 2,
                                          .top_k = 100,
                                          .top_p = 0.9f,

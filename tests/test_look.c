@@ -90,6 +90,26 @@ static void assert_route(const heard *h, const squint_result *r, unsigned layer,
     if (!chooses) assert_null(route.scores);
 }
 
+/* The sight has the same: patches in the image's place, words in theirs. */
+static void assert_sight(const heard *h, const sight *s, const bool *chooses)
+{
+    for (unsigned l = 0; l < s->n_layers; l++) {
+        const sight_layer *const layer = &s->layers[l];
+        assert_int_equal(layer->chooses, chooses[l]);
+        for (unsigned i = 0; i < s->n_vision && chooses[l]; i++) {
+            assert_int_equal(layer->kept[i], h->runs[l][1 + i]);
+            assert_true(same_float(layer->scores[i], h->scores[l][1 + i]));
+            assert_true(same_float(layer->weights[i], h->weights[l][1 + i]));
+        }
+        for (unsigned i = 0; i < s->n_words; i++) {
+            const sight_word *const w = &s->words[i];
+            const bool may_skip = chooses[l] && h->all_scored && w->ran;
+            assert_int_equal(w->skipped[l], may_skip && !h->runs[l][w->place]);
+            assert_true(same_float(w->scores[l], chooses[l] && w->ran ? h->scores[l][w->place] : NAN));
+        }
+    }
+}
+
 static squint_session *open_session(const squint_model *m, bool routes)
 {
     squint_session *s;
@@ -137,6 +157,11 @@ static void check_mode(const char *mode, bool all_scored, bool *anyone_skipped)
             for (unsigned i = r.n_prompt_tokens; i < s->n_past && second_and_last[l]; i++)
                 *anyone_skipped |= !h->runs[l][i];
         }
+        sight seen;
+        sight_of_caption(&seen, m, s, &r, "", "");
+        assert_int_equal(seen.n_words, r.n_prompt_tokens - N_VISION + r.n_tokens);
+        assert_sight(h, &seen, second_and_last);
+        sight_free(&seen);
         free(h);
     }
     squint_session_close(&s);
