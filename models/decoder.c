@@ -196,8 +196,7 @@ static void mlp_branch(const sq_pass *p, const sq_decoder_layer *w, const sq_run
     sq_project(compute, &hidden, run->m, (const sq_mat *const[]){&w->down}, &residual, 1);
 }
 
-/* Multiply-adds of a layer over m rows with n_past entries in its cache, attention counted causally. */
-static double layer_macs(const sq_decoder *net, double m, double n_past)
+double sq_decoder_layer_macs(const sq_decoder *net, double m, double n_past)
 {
     const double per_row = (double)net->d * (2.0 * q_width(net) + 2.0 * kv_width(net) + 3.0 * net->f);
     const double keys = m * n_past + m * (m + 1) / 2;
@@ -207,7 +206,7 @@ static double layer_macs(const sq_decoder *net, double m, double n_past)
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run)
 {
     sq_kv_layer *const kv = &p->state->kv[layer];
-    p->s->macs += layer_macs(p->net, run->m, kv->n);
+    p->s->macs += sq_decoder_layer_macs(p->net, run->m, kv->n);
     attention_branch(p, &p->net->layers[layer], kv, run);
     mlp_branch(p, &p->net->layers[layer], run);
 }
@@ -273,7 +272,7 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
     sq_mod_begin(&p);
     sq_trace(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
     for (uint32_t l = 0; l < net->n_layers; l++) {
-        s->macs_dense += layer_macs(net, n, s->n_past);
+        s->macs_dense += sq_decoder_layer_macs(net, n, s->n_past);
         if (p.n_targets && net->layers[l].is_mod) {
             const squint_err err = sq_mod_layer_run(&p, l, msg);
             if (err) return err;

@@ -303,6 +303,19 @@ static size_t kv_entry_bytes(const squint_session *s)
     return 2 * sq_llava_of(s)->decoder.n_kv_heads * sq_llava_kv_bytes(s);
 }
 
+static double layer_macs(const squint_model *m, double rows, double n_past)
+{
+    return sq_decoder_layer_macs(&((const sq_llava *)m->net)->decoder, rows, n_past);
+}
+
+static double tower_macs(const squint_model *m)
+{
+    const sq_llava *const net = m->net;
+    const sq_mat *const w0 = &net->projector.w0, *const w2 = &net->projector.w2;
+    if (!m->n_vision) return 0;
+    return sq_vit_macs(&net->vit) + m->n_vision * ((double)w0->n * w0->k + (double)w2->n * w2->k);
+}
+
 const sq_family sq_family_llava = {
     .name = "llava",
     .matches = matches,
@@ -318,4 +331,6 @@ const sq_family sq_family_llava = {
     .chooses = chooses,
     .kv_places = kv_places,
     .kv_entry_bytes = kv_entry_bytes,
+    .layer_macs = layer_macs,
+    .tower_macs = tower_macs,
 };

@@ -194,6 +194,8 @@ typedef struct sq_run {
 void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
 void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
+/** Multiply-adds of a layer over m rows with n_past entries in its cache, attention counted causally. */
+double sq_decoder_layer_macs(const sq_decoder *net, double m, double n_past);
 /** A dense layer over some rows: attention among them and what the layer's cache holds, then the MLP. */
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
 /** Its attention: m queries, in state->qkv, over as many keys and the kv->n before them. */
@@ -240,6 +242,8 @@ void sq_mod_settle(const sq_pass *p, uint32_t first_row);
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
 squint_err sq_vit_forward(squint_session *s, squint_msg *msg);
+/** Multiply-adds of a picture. */
+double sq_vit_macs(const sq_vit *vit);
 
 /* models/projector.c */
 squint_err sq_projector_load(squint_model *m, uint32_t d_in, uint32_t d_out, sq_projector *p, squint_msg *msg);

@@ -269,6 +269,17 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
 
 /* ---- planning ---- */
 
+static double conv_macs(const sq_conv *c) { return (double)c->side * c->side * c->w.n * c->w.k; }
+
+double sq_vit_macs(const sq_vit *vit)
+{
+    const double n = vit->n_positions, d = vit->d;
+    double macs = conv_macs(&vit->patch) + vit->n_layers * (n * d * (4 * d + 2.0 * vit->f) + 2 * n * n * d);
+    for (uint32_t i = 0; i < vit->n_stem; i++)
+        macs += conv_macs(&vit->stem[i]);
+    return macs;
+}
+
 static size_t map_floats(const sq_conv *conv) { return (size_t)conv->side * conv->side * conv->w.n; }
 static size_t patch_floats(const sq_conv *conv) { return (size_t)conv->side * conv->side * conv->w.k; }
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }

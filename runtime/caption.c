@@ -179,6 +179,10 @@ static void fill_result(const squint_session *s, const sq_image *image, squint_r
     r->n_vision_tokens = s->model->n_vision;
     r->kept = s->kept;
     r->kv_bytes = sq_session_kv_bytes(s);
+    r->kv_bytes_dense = sq_session_kv_bytes_dense(s);
+    r->tower_macs = s->model->family->tower_macs(s->model);
+    r->decode_macs = s->macs - r->prefill_macs;
+    r->decode_macs_dense = s->macs_dense - r->prefill_macs_dense;
     for (uint32_t l = 0; l < r->n_layers; l++)
         r->kept_share += (double)s->kept[l] / ((double)r->n_layers * r->n_vision_tokens);
 }

@@ -239,6 +239,10 @@ struct sq_family {
     /** Places in the sequence of the entries of a layer's cache, rising. */
     const uint32_t *(*kv_places)(const squint_session *s, uint32_t layer, uint32_t *n);
     size_t (*kv_entry_bytes)(const squint_session *s); /* keys and values of a token in a layer */
+    /** Multiply-adds of a decoder layer over so many rows, that many being in its cache before: any way to split them
+     *  into passes has the same sum. */
+    double (*layer_macs)(const squint_model *m, double rows, double n_past);
+    double (*tower_macs)(const squint_model *m); /* projector included; 0 without a tower */
 };
 
 /** All families, NULL at the end; defined in models/families.c. */

@@ -320,6 +320,9 @@ squint_err squint_session_route(const squint_session *session, unsigned layer, s
     out->kept = family->kv_places(s, layer, &n);
     out->n_kept = n;
     out->n_kept_prompt = count_below(out->kept, n, s->n_ids);
+    out->prefill_macs = family->layer_macs(s->model, out->n_kept_prompt, 0);
+    out->decode_macs = family->layer_macs(s->model, n - out->n_kept_prompt, out->n_kept_prompt);
+    out->kv_bytes = n * family->kv_entry_bytes(s);
     out->n_tokens = s->n_past;
     out->chooses = family->chooses(s->model, layer);
     if (!out->chooses || !s->scores) return SQUINT_OK;

@@ -200,10 +200,13 @@ typedef struct squint_result {
     double kept_share;    /* of n_layers * n_vision_tokens, of which the layers ran these */
     squint_finish finish;
     double stage_ms[SQUINT_STAGE_COUNT];
-    squint_forecast forecast;  /* with a budget: to be compared with stage_ms */
-    size_t kv_bytes;           /* of keys and values in use at the end, all layers */
-    double prefill_macs;       /* multiply-adds of the decoder's prefill as run */
-    double prefill_macs_dense; /* the same with no token skipped */
+    squint_forecast forecast;              /* with a budget: to be compared with stage_ms */
+    size_t kv_bytes;                       /* of keys and values in use at the end, all layers */
+    size_t kv_bytes_dense;                 /* the same with no token skipped */
+    double tower_macs;                     /* multiply-adds of tower and projector, which skip nothing */
+    double prefill_macs;                   /* multiply-adds of the decoder's layers as run, in the prefill */
+    double prefill_macs_dense;             /* the same with no token skipped */
+    double decode_macs, decode_macs_dense; /* and of the tokens that were generated and fed back */
 } squint_result;
 
 /** What a decoder layer did with the tokens of a caption. Pointers belong to the session and hold until its next call.
@@ -215,6 +218,8 @@ typedef struct squint_route {
     unsigned n_kept;        /* tokens that the layer ran: the entries of its KV cache at the end */
     unsigned n_kept_prompt; /* the first of them, the prompt's: its entries after the prefill */
     const uint32_t *kept;   /* [n_kept] their places in the sequence, rising */
+    double prefill_macs, decode_macs; /* the layer's part of squint_result's */
+    size_t kv_bytes;                  /* likewise, at the end */
     /* [n_tokens] the router's score and what became of it, the token's weight; NaN for a token without. A gate of two
      * outputs has their difference as its score. NULL for a layer that does not choose, and without
      * squint_session_options.routes. */

@@ -156,6 +156,39 @@ static void test_budgets(void **state)
     close_scene(&c);
 }
 
+/* Multiply-adds of a layer over m tokens, one after another: d = 16, f = 24, keys and values of 8. */
+static double macs_of(double m) { return m * 16 * (2 * 16 + 2 * 8 + 3 * 24) + m * (m + 1) * 16; }
+
+/* What was done, layer by layer, is what is told of the whole; and both are the formula's. */
+static void test_work(void **state)
+{
+    (void)state;
+    scene c;
+    open_scene(&c);
+    const squint_result r = caption(c.s, NULL);
+    double prefill = 0, decode = 0;
+    size_t kv_bytes = 0;
+    for (unsigned l = 0; l < N_LAYERS; l++) {
+        squint_route route;
+        const double m = N_PROMPT - (l % 2 ? 5 : 0);
+        assert_int_equal(squint_session_route(c.s, l, &route, NULL), SQUINT_OK);
+        assert_true(route.prefill_macs == macs_of(m));
+        assert_true(route.decode_macs == macs_of(m + 23) - macs_of(m));
+        assert_int_equal(route.kv_bytes, (m + 23) * 2 * 2 * 4 * sizeof(float));
+        prefill += route.prefill_macs;
+        decode += route.decode_macs;
+        kv_bytes += route.kv_bytes;
+    }
+    assert_true(r.prefill_macs == prefill && r.decode_macs == decode && r.kv_bytes == kv_bytes);
+    assert_true(r.prefill_macs_dense == N_LAYERS * macs_of(N_PROMPT));
+    assert_true(r.decode_macs_dense == N_LAYERS * (macs_of(N_PROMPT + 23) - macs_of(N_PROMPT)));
+    assert_int_equal(r.kv_bytes_dense, N_LAYERS * (N_PROMPT + 23) * 2 * 2 * 4 * sizeof(float));
+    /* 9 patches of 4 x 4 x 3; 2 layers of width 16 and inner 32 over 10 positions; 2 matrices of 16 x 16 for each patch
+     */
+    assert_true(r.tower_macs == 9 * 48 * 16 + 2 * (10 * 16 * (4 * 16 + 2 * 32) + 2 * 100 * 16) + 9 * 2 * 16 * 16);
+    close_scene(&c);
+}
+
 /* A file, its bytes, its pixels, and pixels with gaps between the rows are one picture. */
 static void test_ways_to_give_a_picture(void **state)
 {
@@ -881,6 +914,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_result),
         cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_work),
         cmocka_unit_test(test_ways_to_give_a_picture),
         cmocka_unit_test(test_picture_matters),
         cmocka_unit_test(test_lengths),

@@ -5,6 +5,7 @@
 #include "runtime/image.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/sight.h"
+#include "tools/squint/work.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@ typedef struct caption_job {
     squint_session *session;
     squint_caption_options options;
     const char *path; /* of the picture at hand */
-    bool json, quiet;
+    bool json, quiet, verbose;
     bool several;             /* more than one picture: each line begins with its path */
     bool began;               /* something of this picture's line is on stdout */
     const char *model_name;   /* its file's, for traces */
@@ -142,9 +143,11 @@ static void print_json(const caption_job *job, const squint_result *r)
     cJSON_AddNumberToObject(json, "prompt_tokens", r->n_prompt_tokens);
     cJSON_AddItemToObject(json, "ms", stages_json(r->stage_ms));
     cJSON_AddNumberToObject(json, "kv_bytes", (double)r->kv_bytes);
+    cJSON_AddNumberToObject(json, "kv_bytes_dense", (double)r->kv_bytes_dense);
     cJSON_AddNumberToObject(json, "macs", r->prefill_macs);
     cJSON_AddNumberToObject(json, "macs_dense", r->prefill_macs_dense);
     if (r->forecast.outcome) cJSON_AddItemToObject(json, "budget", budget_json(job, r));
+    cJSON_AddItemToObject(json, "work", work_json(job->session, r));
     cJSON_AddStringToObject(json, "mode", squint_model_mode(job->model));
     cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
     cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
@@ -269,6 +272,7 @@ static int caption_image(caption_job *job, int index)
     }
     if (job->json) print_json(job, &result);
     print_outcome(job, &result);
+    if (job->verbose && cli_flush()) work_print(job->session, &result, job->path);
     add_result(job, &result);
     return cli_flush() && kept ? CLI_DONE : CLI_FAILED;
 }
@@ -367,6 +371,8 @@ static int run(const cli_command *self, int argc, char **argv)
                        "of --look: width in pixels (default: 960)"),
         CLI_ROW_TEXT(0, "trace", &job.trace, "FILE",
                      "write what each layer kept, with scores and weights, as JSON for squint look"),
+        CLI_ROW_FLAG('v', "verbose", &job.verbose,
+                     "after each caption, on standard error: what stages and layers ran, and what skipping saved"),
         CLI_ROW_FLAG('q', "quiet", &job.quiet, "no progress, no timings"),
         CLI_ROW_END,
     };

@@ -97,7 +97,8 @@ void *cli_grow(void *memory, size_t n, size_t size)
 
 static volatile sig_atomic_t interrupted;
 static squint_session *volatile watched;
-/* A byte in it is a Ctrl-C: poll() sees one that came before the wait or to another thread, where read() sees neither. */
+/* A byte in it is a Ctrl-C: poll() sees one that came before the wait or to another thread, where read() sees neither.
+ */
 static int interrupt_pipe[2] = {-1, -1};
 
 static void on_interrupt(int signal_number)
@@ -321,6 +322,32 @@ bool cli_parse(const cli_command *command, const cli_option *options, int argc, 
     }
     *first = optind;
     return true;
+}
+
+/* ---- Quantities ---------------------------------------------------------------------------- */
+
+const char *cli_short_count(double n, char out[32])
+{
+    static const char *const units[] = {"", " k", " M", " G", " T"};
+    size_t unit = 0;
+    while (n >= 999.5 && unit + 1 < sizeof units / sizeof *units) {
+        n /= 1000;
+        unit++;
+    }
+    snprintf(out, 32, "%.*f%s", !unit || n >= 99.95 ? 0 : n >= 9.995 ? 1 : 2, n, units[unit]);
+    return out;
+}
+
+const char *cli_short_bytes(double n, char out[32])
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB"};
+    size_t unit = 0;
+    while (n >= 1024 && unit + 1 < sizeof units / sizeof *units) {
+        n /= 1024;
+        unit++;
+    }
+    snprintf(out, 32, unit ? "%.1f %s" : "%.0f %s", n, units[unit]);
+    return out;
 }
 
 /* ---- Files --------------------------------------------------------------------------------- */

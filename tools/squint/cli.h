@@ -141,6 +141,9 @@ int cli_misuse(const cli_command *command, const char *format, ...) CLI_PRINTF(2
 int cli_fail(squint_err err, const squint_msg *msg);
 /** Tells on stderr that a model does not run as its file says. */
 void cli_tell_mode(const squint_model *model);
+/** "812", "5.30 k", "2.91 M", "6.74 G"; and "812 bytes", "5.3 KiB", ... Return out. */
+const char *cli_short_count(double n, char out[32]);
+const char *cli_short_bytes(double n, char out[32]);
 /** Flushes stdout; false, with a message, when it cannot be written. A reader that went away gets no message. */
 bool cli_flush(void);
 /** calloc() that ends the program with a message when there is no memory; never NULL. */

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_LAYERS = 4096, MAX_KINDS = 32, MAX_PROMPT_IDS = 1024 };
+enum { MAX_STEM = 16, MAX_LAYERS = 4096, MAX_KINDS = 32, MAX_PROMPT_IDS = 1024 };
 
 /* Tensors of one type. */
 typedef struct type_sum {
@@ -21,12 +21,14 @@ typedef struct layer_facts {
     bool is_mod;
     float ratio;
     uint32_t rows; /* of the prompt with one image */
+    double macs;
+    double kv_bytes;
 } layer_facts;
 
 typedef struct model_facts {
     const sq_gguf *file;
     sq_str name, architecture, template_name, mod_type, mod_mode, mod_norm;
-    float mod_scale, mod_bias;
+    float mod_scale, mod_bias, mod_skip;
     uint32_t n_layers, d, f, n_heads, n_kv_heads, n_ctx, n_pieces;
     uint32_t vision_layers, vision_d, image_size, patch_size;
     uint32_t n_vision, n_text; /* tokens of a prompt with one image and no words of the user's */
@@ -35,6 +37,10 @@ typedef struct model_facts {
     type_sum types[MAX_KINDS];
     size_t n_types;
     double vision_share, kv_share, mac_share; /* of a dense model's */
+    double tower_macs;                        /* of one image, projector included */
+    double macs, macs_dense;                  /* of the prefill */
+    double kv_bytes, kv_bytes_dense;          /* after it */
+    bool f32_kv;                              /* else f16 */
 } model_facts;
 
 /* ---- Reading ------------------------------------------------------------------------------- */
@@ -104,8 +110,15 @@ static squint_err read_vision(model_facts *m, squint_msg *msg)
     return SQUINT_OK;
 }
 
-/* Other kinds than p-MoD's decide by the scores how many tokens a layer keeps. */
 static bool keeps_ratios(const model_facts *m) { return sq_str_eq(m->mod_type, "pmod"); }
+
+static bool keeps_a_share(const model_facts *m) { return sq_str_eq(m->mod_mode, "gamma-paper"); }
+
+/* Elsewhere the scores decide how many tokens a layer keeps. */
+static bool has_counts(const model_facts *m)
+{
+    return !m->mod_type.len || keeps_ratios(m) || keeps_a_share(m) || sq_str_eq(m->mod_mode, "dense");
+}
 
 static squint_err read_routing(model_facts *m, squint_msg *msg)
 {
@@ -122,6 +135,7 @@ static squint_err read_routing(model_facts *m, squint_msg *msg)
         if (!err) err = sq_gguf_get_str(m->file, "mod.norm.type", false, &m->mod_norm, msg);
         if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.scale", false, &m->mod_scale, msg);
         if (!err) err = sq_gguf_get_f32(m->file, "mod.norm.bias", false, &m->mod_bias, msg);
+        if (!err) err = sq_gguf_get_f32(m->file, "mod.capacity.skip_ratio", false, &m->mod_skip, msg);
     }
     m->layers = cli_alloc(m->n_layers, sizeof *m->layers);
     for (uint32_t l = 0; l < m->n_layers; l++) {
@@ -154,29 +168,85 @@ static squint_err read_prompt(model_facts *m, squint_msg *msg)
     return err;
 }
 
+/* ---- What an image costs ------------------------------------------------------------------- */
+
+static double elements_of(const sq_gguf *g, const char *name)
+{
+    const sq_gguf_tensor *t = sq_gguf_find(g, name);
+    tensor_view v;
+    squint_msg msg;
+    return t && !tensor_view_open(&v, g, t, &msg) ? (double)v.elements : 0;
+}
+
+/* A convolution of 3 x 3 with a border of one pixel makes maps of `side`. */
+static double stem_macs(const model_facts *m)
+{
+    static const char key[] = "squint.vision.stem.strides";
+    uint32_t strides[MAX_STEM] = {0}, side = m->image_size;
+    const sq_gguf_kv *const kv = sq_gguf_find_key(m->file, key);
+    double macs = 0;
+    if (!kv || kv->count > MAX_STEM || sq_gguf_get_u32s(m->file, key, true, strides, kv->count, NULL)) return 0;
+    for (uint32_t i = 0; i < kv->count && strides[i] && side; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "v.stem.%u.weight", i);
+        side = (side - 1) / strides[i] + 1;
+        macs += (double)side * side * elements_of(m->file, name);
+    }
+    return macs;
+}
+
+static squint_err estimate_tower(model_facts *m, squint_msg *msg)
+{
+    uint32_t f = 0, layers = m->vision_layers;
+    squint_err err = sq_gguf_get_u32(m->file, "clip.vision.feed_forward_length", false, &f, msg);
+    if (!err) err = sq_gguf_get_u32(m->file, "squint.vision.layers_run", false, &layers, msg);
+    if (err || !m->n_vision) return err;
+    const double n = m->n_vision + !!sq_gguf_find(m->file, "v.class_embd"), d = m->vision_d;
+    m->tower_macs = stem_macs(m) + m->n_vision * elements_of(m->file, "v.patch_embd.weight") +
+                    layers * (n * d * (4 * d + 2.0 * f) + 2 * n * n * d) +
+                    m->n_vision * (elements_of(m->file, "mm.0.weight") + elements_of(m->file, "mm.2.weight"));
+    return SQUINT_OK;
+}
+
+static double kv_width(const model_facts *m) { return m->n_heads ? (double)m->d * m->n_kv_heads / m->n_heads : 0; }
+
 /* Multiply-adds of a layer over m rows, attention counted causally, as the engine counts them. */
 static double layer_macs(const model_facts *m, double rows)
 {
-    const double kv = m->n_heads ? (double)m->d * m->n_kv_heads / m->n_heads : 0;
-    return rows * m->d * (2.0 * m->d + 2 * kv + 3.0 * m->f) + rows * (rows + 1) * m->d;
+    return rows * m->d * (2.0 * m->d + 2 * kv_width(m) + 3.0 * m->f) + rows * (rows + 1) * m->d;
+}
+
+/* spec 3.4: the product in binary32 */
+static uint32_t kept_of(const model_facts *m, const layer_facts *layer)
+{
+    const float n = (float)m->n_vision, share = layer->ratio * n, skipped = m->mod_skip * n;
+    if (layer->is_mod && keeps_a_share(m) && m->mod_skip >= 0 && m->mod_skip <= 1)
+        return m->n_vision - (uint32_t)skipped;
+    return layer->ratio >= 0 && layer->ratio < 1 ? (uint32_t)share : m->n_vision;
 }
 
 static void estimate(model_facts *m)
 {
-    const double dense_rows = (double)m->n_vision + m->n_text;
-    double vision = 0, rows = 0, macs = 0;
+    const sq_gguf_tensor *q = sq_gguf_find(m->file, "blk.0.attn_q.weight");
+    m->f32_kv = q && (q->type == SQ_TENSOR_F32 || q->type == SQ_TENSOR_F16); /* F16 is expanded */
+    const double dense_rows = (double)m->n_vision + m->n_text, entry = 2 * kv_width(m) * (m->f32_kv ? 4 : 2);
+    double vision = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
-        const float share = m->layers[l].ratio * (float)m->n_vision; /* spec 3.4: the product in binary32 */
-        const uint32_t kept = m->layers[l].ratio >= 0 && m->layers[l].ratio < 1 ? (uint32_t)share : m->n_vision;
-        m->layers[l].rows = kept + m->n_text;
+        layer_facts *const layer = &m->layers[l];
+        const uint32_t kept = kept_of(m, layer);
+        layer->rows = kept + m->n_text;
+        layer->macs = layer_macs(m, layer->rows);
+        layer->kv_bytes = layer->rows * entry;
         vision += kept;
-        rows += m->layers[l].rows;
-        macs += layer_macs(m, m->layers[l].rows);
+        m->macs += layer->macs;
+        m->kv_bytes += layer->kv_bytes;
     }
     if (!m->n_layers || !m->n_vision || !m->d) return;
+    m->macs_dense = m->n_layers * layer_macs(m, dense_rows);
+    m->kv_bytes_dense = m->n_layers * dense_rows * entry;
     m->vision_share = vision / m->n_layers / m->n_vision;
-    m->kv_share = rows / m->n_layers / dense_rows;
-    m->mac_share = macs / m->n_layers / layer_macs(m, dense_rows);
+    m->kv_share = m->kv_bytes / m->kv_bytes_dense;
+    m->mac_share = m->macs / m->macs_dense;
 }
 
 static squint_err read_facts(model_facts *m, const sq_gguf *file, squint_msg *msg)
@@ -190,7 +260,7 @@ static squint_err read_facts(model_facts *m, const sq_gguf *file, squint_msg *ms
     if ((err = read_prompt(m, msg))) return err;
     if ((err = count_tensors(m, msg))) return err;
     estimate(m);
-    return SQUINT_OK;
+    return estimate_tower(m, msg);
 }
 
 /* ---- As text ------------------------------------------------------------------------------- */
@@ -203,31 +273,6 @@ static void put_str(sq_str s, const char *otherwise)
         putchar((unsigned char)s.s[i] < 0x20 || s.s[i] == 0x7F ? '?' : s.s[i]);
 }
 
-/* "812", "5.3 k", "2.91 M", "6.74 G" */
-static const char *short_count(double n, char out[32])
-{
-    static const char *const units[] = {"", " k", " M", " G"};
-    size_t unit = 0;
-    while (n >= 1000 && unit + 1 < SQ_COUNT(units)) {
-        n /= 1000;
-        unit++;
-    }
-    snprintf(out, 32, !unit || n >= 100 ? "%.0f%s" : "%.3g%s", n, units[unit]);
-    return out;
-}
-
-static const char *short_bytes(double n, char out[32])
-{
-    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB"};
-    size_t unit = 0;
-    while (n >= 1024 && unit + 1 < SQ_COUNT(units)) {
-        n /= 1024;
-        unit++;
-    }
-    snprintf(out, 32, unit ? "%.1f %s" : "%.0f %s", n, units[unit]);
-    return out;
-}
-
 static void print_parameters(const model_facts *m)
 {
     char text[32];
@@ -235,9 +280,9 @@ static void print_parameters(const model_facts *m)
     printf("parameters    ");
     for (int part = 0; part < PART_COUNT; part++) {
         total += (double)m->parameters[part];
-        printf("%s %s, ", part_names[part], short_count((double)m->parameters[part], text));
+        printf("%s %s, ", part_names[part], cli_short_count((double)m->parameters[part], text));
     }
-    printf("together %s\n", short_count(total, text));
+    printf("together %s\n", cli_short_count(total, text));
 }
 
 static void print_types(const model_facts *m)
@@ -245,7 +290,21 @@ static void print_types(const model_facts *m)
     char text[32];
     for (size_t i = 0; i < m->n_types; i++)
         printf("%s%zu tensors of %s, %s\n", i ? "              " : "tensors       ", m->types[i].n, m->types[i].name,
-               short_bytes((double)m->types[i].bytes, text));
+               cli_short_bytes((double)m->types[i].bytes, text));
+}
+
+static void print_layers(const model_facts *m)
+{
+    char macs[32], kv[32];
+    printf("\n  layer  ratio   vision tokens  multiply-adds  keys and values\n");
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        const layer_facts *const layer = &m->layers[l];
+        char ratio[32] = "dense";
+        if (layer->is_mod) snprintf(ratio, sizeof ratio, "%.4f", (double)(layer->rows - m->n_text) / m->n_vision);
+        if (layer->is_mod && keeps_ratios(m)) snprintf(ratio, sizeof ratio, "%.4f", (double)layer->ratio);
+        printf("  %5u  %-6s  %6u of %-4u  %13s  %15s\n", l, ratio, layer->rows - m->n_text, m->n_vision,
+               cli_short_count(layer->macs, macs), cli_short_bytes(layer->kv_bytes, kv));
+    }
 }
 
 static void print_routing(const model_facts *m)
@@ -256,22 +315,29 @@ static void print_routing(const model_facts *m)
     printf("routing       ");
     put_str(m->mod_mode, "");
     printf(", %u of %u layers", n_mod, m->n_layers);
-    if (!keeps_ratios(m)) {
-        printf("; the scores decide how many tokens these keep\n");
-        return;
+    if (keeps_ratios(m)) {
+        printf(", weight %g ", (double)m->mod_scale);
+        put_str(m->mod_norm, "none");
+        printf("(score) + %g", (double)m->mod_bias);
     }
-    printf(", weight %g ", (double)m->mod_scale);
-    put_str(m->mod_norm, "none");
-    printf("(score) + %g\n\n  layer  ratio   vision tokens\n", (double)m->mod_bias);
-    for (uint32_t l = 0; l < m->n_layers; l++)
-        if (m->layers[l].is_mod)
-            printf("  %5u  %.4f  %u of %u\n", l, (double)m->layers[l].ratio, m->layers[l].rows - m->n_text,
-                   m->n_vision);
-        else
-            printf("  %5u  dense   %u\n", l, m->n_vision);
-    printf("\nOf a dense model's, with one image and %u tokens of text:\n", m->n_text);
-    printf("  vision tokens %.1f %%, keys and values %.1f %%, multiply-adds of the prefill %.1f %%\n",
-           100 * m->vision_share, 100 * m->kv_share, 100 * m->mac_share);
+    puts(has_counts(m) ? "" : "; the scores decide how many tokens these keep");
+    if (has_counts(m) && m->n_vision) print_layers(m);
+}
+
+static void print_cost(const model_facts *m)
+{
+    char done[32], dense[32];
+    const char *const most = has_counts(m) ? "" : "at most ";
+    if (!m->macs_dense) return;
+    printf("\nOne image and %u tokens of text take, keys and values as %s:\n", m->n_text, m->f32_kv ? "f32" : "f16");
+    printf("  tower                  %s multiply-adds\n", cli_short_count(m->tower_macs, done));
+    printf("  prefill                %s%s", most, cli_short_count(m->macs, done));
+    if (m->mac_share < 1) printf(" of a dense model's %s", cli_short_count(m->macs_dense, dense));
+    printf(" multiply-adds");
+    if (m->mac_share < 1) printf(", %.1f %%", 100 * m->mac_share);
+    printf("\n  keys and values        %s%s", most, cli_short_bytes(m->kv_bytes, done));
+    if (m->kv_share < 1) printf(" of %s, %.1f %%", cli_short_bytes(m->kv_bytes_dense, dense), 100 * m->kv_share);
+    printf("\n  vision tokens          %s%.1f %% a layer\n", most, 100 * m->vision_share);
 }
 
 static void print_text(const model_facts *m)
@@ -280,7 +346,7 @@ static void print_text(const model_facts *m)
     printf("name          ");
     put_str(m->name, "(none)");
     printf("\nfile          %s, %s\narchitecture  ", sq_gguf_path(m->file),
-           short_bytes((double)sq_gguf_size(m->file), text));
+           cli_short_bytes((double)sq_gguf_size(m->file), text));
     put_str(m->architecture, "(none)");
     printf("\ndecoder       %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d,
            m->f, m->n_heads, m->n_kv_heads, m->n_ctx);
@@ -293,6 +359,7 @@ static void print_text(const model_facts *m)
     print_parameters(m);
     print_types(m);
     if (m->mod_type.len) print_routing(m);
+    print_cost(m);
 }
 
 static squint_err print_tensors(const sq_gguf *g, squint_msg *msg)
@@ -326,6 +393,8 @@ static cJSON *layers_json(const model_facts *m)
         cJSON_AddBoolToObject(layer, "mod", m->layers[l].is_mod);
         cli_json_number(layer, "ratio", (double)m->layers[l].ratio, 6);
         cJSON_AddNumberToObject(layer, "vision_tokens", m->layers[l].rows - m->n_text);
+        if (has_counts(m)) cJSON_AddNumberToObject(layer, "macs", m->layers[l].macs);
+        if (has_counts(m)) cJSON_AddNumberToObject(layer, "kv_bytes", m->layers[l].kv_bytes);
         cJSON_AddItemToArray(array, layer);
     }
     return array;
@@ -401,7 +470,13 @@ static cJSON *facts_json(const model_facts *m)
     add_str(json, "mod_type", m->mod_type);
     add_str(json, "mod_mode", m->mod_mode);
     cJSON_AddItemToObject(json, "layer", layers_json(m));
-    if (m->mod_type.len && !keeps_ratios(m)) return json;
+    cJSON_AddNumberToObject(json, "tower_macs", m->tower_macs);
+    cJSON_AddNumberToObject(json, "macs_dense", m->macs_dense);
+    cJSON_AddStringToObject(json, "kv", m->f32_kv ? "f32" : "f16");
+    cJSON_AddNumberToObject(json, "kv_bytes_dense", m->kv_bytes_dense);
+    if (!has_counts(m)) return json;
+    cJSON_AddNumberToObject(json, "macs", m->macs);
+    cJSON_AddNumberToObject(json, "kv_bytes", m->kv_bytes);
     cli_json_number(json, "vision_share", m->vision_share, 6);
     cli_json_number(json, "kv_share", m->kv_share, 6);
     cli_json_number(json, "mac_share", m->mac_share, 6);
@@ -456,7 +531,8 @@ const cli_command info_command = {
     .name = "info",
     .operands = "[MODEL]",
     .summary = "tell what is in a model file",
-    .details = "Prints shapes, parameters, types of tensors, and how many vision tokens each layer runs.\n"
+    .details = "Prints shapes, parameters, types of tensors, how many vision tokens each layer runs, and what one\n"
+               "image takes: multiply-adds of tower and prefill, bytes of keys and values, and a dense model's.\n"
                "Without MODEL: the one that caption uses.",
     .run = run,
 };
