@@ -1,6 +1,6 @@
 /*
- * What a session's layers keep: the model's own ratios, or those of a schedule, multiplied by
- * squint_session_options.keep. SPDX-License-Identifier: MIT
+ * What a session's layers keep: the model's own ratios, or a schedule's, multiplied by a factor.
+ * SPDX-License-Identifier: MIT
  */
 #include "models/llava.h"
 #include "runtime/schedule.h"
@@ -14,13 +14,13 @@ static float ratio_of(const sq_mode *mode, double kept)
     return (float)(mode->select == SQ_SELECT_CAPACITY ? 1.0 - kept : kept);
 }
 
-/* What a ratio keeps becomes no more than all, and by a factor of less than 1 no more than it was. */
+/* What a ratio keeps becomes no more than all. By a factor of 1 it is what it was to the bit, which 1 - (1 - ratio) is
+ * not; by a smaller one no more than it was, as a product with less than 1 is rounded to less. */
 static float multiplied(const sq_mode *mode, float ratio, float keep)
 {
     if (keep == 1.0f) return ratio;
-    if (mode->select != SQ_SELECT_CAPACITY) return fminf(1.0f, ratio * keep);
-    const float skipped = 1.0f - fminf(1.0f, (1.0f - ratio) * keep);
-    return keep < 1.0f ? fmaxf(ratio, skipped) : skipped;
+    if (mode->select == SQ_SELECT_CAPACITY) return 1.0f - fminf(1.0f, (1.0f - ratio) * keep);
+    return fminf(1.0f, ratio * keep);
 }
 
 float sq_keep_ratio(const squint_session *s, uint32_t layer, float keep)
@@ -38,22 +38,15 @@ squint_err sq_keep_check(const squint_model *m, const char *option, squint_msg *
                    mode->name);
 }
 
-static squint_err read_factor(const squint_model *m, double *factor, squint_msg *msg)
-{
-    float value = 0.5f;
-    const squint_err err = m->file ? sq_gguf_get_f32(m->file, "mod.schedule.factor", false, &value, msg) : SQUINT_OK;
-    *factor = (double)value;
-    if (err || isfinite(value)) return err;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key mod.schedule.factor is not finite", sq_gguf_path(m->file));
-}
-
 static squint_err apply_schedule(squint_session *s, const sq_decoder *net, squint_msg *msg)
 {
     const char *const text = s->options.schedule;
-    double ratio[SQ_MAX_LAYERS], factor;
-    squint_err err;
-    if ((err = read_factor(s->model, &factor, msg))) return err;
-    if ((err = sq_schedule_ratios(text, factor, net->n_layers, ratio, msg))) return err;
+    double ratio[SQ_MAX_LAYERS];
+    float factor = 0.5f;
+    squint_err err = SQUINT_OK;
+    if (s->model->file) err = sq_gguf_get_f32(s->model->file, "mod.schedule.factor", false, &factor, msg);
+    if (!err) err = sq_schedule_ratios(text, (double)factor, net->n_layers, ratio, msg);
+    if (err) return err;
     for (uint32_t l = 0; l < net->n_layers; l++) {
         if (net->layers[l].is_mod)
             s->ratio[l] = ratio_of(&net->mode, ratio[l]);

@@ -109,6 +109,26 @@ static void test_rows_of_text(void **state)
     close_scene(&c);
 }
 
+/* In binary32 1 - (1 - 0.4) is less than 0.4: 15 of 40 skipped, and one more kept than all of the ratio keeps. */
+static void test_less_is_not_more(void **state)
+{
+    (void)state;
+    scene c = open_gamma("gamma-paper");
+    assert_int_equal(sq_mod_rows(c.s, 1, N, VISION, 1), TEXT + 24);
+    assert_int_equal(sq_mod_rows(c.s, 1, N, VISION, nextafterf(1, 0)), TEXT + 24);
+    close_scene(&c);
+}
+
+static void test_a_reset_keeps_all_again(void **state)
+{
+    (void)state;
+    scene c = open_pmod();
+    run(c.s, 0.5f);
+    sq_session_reset(c.s);
+    assert_true(c.s->keep == 1.0f);
+    close_scene(&c);
+}
+
 /* 45, 25, 15 and 45 rows; half as much: 15 and 10. */
 static void test_prediction(void **state)
 {
@@ -255,6 +275,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_rows_of_text),
+        cmocka_unit_test(test_less_is_not_more),
+        cmocka_unit_test(test_a_reset_keeps_all_again),
         cmocka_unit_test(test_prediction),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_larger_budgets_never_keep_less),

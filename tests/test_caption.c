@@ -142,7 +142,8 @@ static void test_budgets(void **state)
     assert_true(r.forecast.keep == 1.0f && r.forecast.predicted_ms > 0);
     assert_true(r.forecast.spent_ms == r.stage_ms[SQUINT_STAGE_IMAGE] + r.stage_ms[SQUINT_STAGE_TOWER]);
     assert_string_equal(r.text, c.text);
-    options.budget_ms = 1e-3;
+    options.budget_ms = 1e-3; /* which image and tower have spent, however short the prefill */
+    c.s->cost = (sq_cost){.row_ms = 1e-9, .scale = 1};
     r = caption(c.s, &options);
     assert_int_equal(f.n, 2);
     assert_int_equal(r.forecast.outcome, SQUINT_BUDGET_TOO_SMALL);
@@ -186,6 +187,30 @@ static void test_work(void **state)
     /* 9 patches of 4 x 4 x 3; 2 layers of width 16 and inner 32 over 10 positions; 2 matrices of 16 x 16 for each patch
      */
     assert_true(r.tower_macs == 9 * 48 * 16 + 2 * (10 * 16 * (4 * 16 + 2 * 32) + 2 * 100 * 16) + 9 * 2 * 16 * 16);
+    close_scene(&c);
+}
+
+/* A prediction that was off moves the next one half the way, and by no more than a factor of 2. */
+static void test_predictions_learn(void **state)
+{
+    (void)state;
+    scene c;
+    open_scene(&c);
+    const squint_caption_options options = {.budget_ms = 1e15};
+    c.s->cost = (sq_cost){.row_ms = 1e9, .scale = 1};
+    caption(c.s, &options);
+    assert_true(c.s->cost.scale == 0.5);
+    caption(c.s, &options);
+    assert_true(c.s->cost.scale == 0.25);
+    c.s->cost = (sq_cost){.row_ms = 1e-9, .scale = 1};
+    const squint_result r = caption(c.s, &options);
+    assert_true(c.s->cost.scale == 2);
+    const double as_it_was = r.stage_ms[SQUINT_STAGE_PREFILL] / r.forecast.predicted_ms;
+    c.s->cost = (sq_cost){.row_ms = 1e-9 * as_it_was, .scale = 1}; /* near enough to be no matter of limits */
+    const squint_result near = caption(c.s, &options);
+    const double off = near.stage_ms[SQUINT_STAGE_PREFILL] / near.forecast.predicted_ms;
+    if (off > 0.25 && off < 4) assert_true(fabs(c.s->cost.scale * c.s->cost.scale - off) < 1e-9);
+    caption(c.s, NULL);
     close_scene(&c);
 }
 
@@ -914,6 +939,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_result),
         cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_predictions_learn),
         cmocka_unit_test(test_work),
         cmocka_unit_test(test_ways_to_give_a_picture),
         cmocka_unit_test(test_picture_matters),

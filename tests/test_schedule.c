@@ -96,7 +96,7 @@ static void test_goldens(void **state)
         rest = end + 1;
         n++;
     }
-    assert_int_equal(n, 16);
+    assert_int_equal(n, 17);
     free(text);
 }
 
