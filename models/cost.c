@@ -106,12 +106,12 @@ static double without_pairs(double ms, double pair_ms, double rows)
     return fmax(0, ms - pair_ms * rows * (rows + 1) / 2);
 }
 
-/* Through both times, but with no more for the layer itself than a single row takes: a disturbance of the shorter run
- * must not turn what rows cost into what they do not. */
+/* Through both times, but with no more for the layer itself than a single row takes, and something for its rows: a
+ * disturbance of the shorter run must not turn what rows cost into what they do not. */
 static void fit(sq_cost *cost, uint32_t small, double small_ms, uint32_t large, double large_ms, double single_ms)
 {
     const double slope = large > small ? (large_ms - small_ms) / (large - small) : 0;
-    cost->layer_ms = fmin(fmax(large_ms - slope * large, 0), fmin(single_ms, large_ms));
+    cost->layer_ms = fmin(fmax(large_ms - slope * large, 0), fmin(single_ms, 0.9 * large_ms));
     cost->row_ms = (large_ms - cost->layer_ms) / large;
 }
 
@@ -130,6 +130,7 @@ static void measure_layers(squint_session *s)
         small_ms = fmin(small_ms, time_rows(&m, small));
         single_ms = fmin(single_ms, time_rows(&m, 1));
     }
+    pair_ms = fmin(pair_ms, large_ms / (large * (large + 1.0))); /* at most half of a run of so few rows */
     s->cost.pass_ms = time_logits(&m);
     s->cost.pair_ms = pair_ms;
     fit(&s->cost, small, without_pairs(small_ms, pair_ms, small), large, without_pairs(large_ms, pair_ms, large),

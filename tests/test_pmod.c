@@ -839,6 +839,9 @@ static void test_next_cache(void **state)
     for (uint32_t i = 0; i < N; i++)
         ids[i] = i < 34 ? 1 + i % 9 : i < 34 + 2880 ? V : 5;
     assert_int_equal(sq_session_open_limits(&s, m, NULL, &limits, NULL), SQUINT_OK);
+    for (uint32_t l = 0; l < 32; l++)
+        assert_int_equal(sq_llava_state_of(s)->kv[l].capacity, expected[l]);
+#if !defined(__aarch64__) /* a minute of an emulator's time */
     fixture_values(s->vision, (size_t)2880 * D, 2000, 0, 1);
     forward(s, ids, N, 1);
     for (uint32_t l = 0; l < 32; l++) {
@@ -852,6 +855,9 @@ static void test_next_cache(void **state)
     assert_near((double)(sq_session_kv_bytes(s) - text) / (double)(sq_session_kv_bytes_dense(s) - text), 0.5375,
                 24.0 / 92160,
                 "what is left of the vision entries"); /* a routed layer loses less than one to rounding */
+#else
+    (void)ids;
+#endif
     squint_session_close(&s);
     squint_model_close(&m);
     fixture_free(f);
