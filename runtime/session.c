@@ -36,7 +36,7 @@ static squint_err check_options(const squint_session_options *in, squint_session
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "kv: %d is not a kind of KV cache", (int)out->kv);
     if (!(out->keep >= 0 && out->keep <= LARGEST_KEEP))
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "keep: %g is not from 0 to %d", (double)out->keep, LARGEST_KEEP);
-    if (!out->keep) out->keep = 1.0f;
+    if (out->keep == 0) out->keep = 1.0f;
     if (!out->threads) out->threads = min_u32(sq_cpu_count(), MAX_THREADS);
     if (!out->max_tokens) out->max_tokens = DEFAULT_MAX_TOKENS;
     if (!out->max_prompt) out->max_prompt = DEFAULT_MAX_PROMPT;

@@ -8,11 +8,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* The machine fails, not the command. */
+static _Noreturn void give_up(const char *what)
+{
+    perror(what);
+    abort();
+}
+
 static int temp_file(void)
 {
     FILE *f = tmpfile();
     const int fd = f ? dup(fileno(f)) : -1;
-    if (fd < 0) abort();
+    if (fd < 0) give_up("tmpfile");
     fclose(f);
     return fd;
 }
@@ -20,21 +27,19 @@ static int temp_file(void)
 static int open_or_abort(const char *path, int flags)
 {
     const int fd = open(path, flags);
-    if (fd < 0) {
-        fprintf(stderr, "cannot open %s\n", path);
-        abort();
-    }
+    if (fd < 0) give_up(path);
     return fd;
 }
 
 static pid_t spawn(const char *const *args, int in, int out, int err)
 {
     const char *exe = getenv("SQUINT_EXE");
+    if (!exe) give_up("SQUINT_EXE");
     const char *argv[COMMAND_MAX_ARGS + 2] = {exe};
     for (size_t i = 0; args[i] && i < COMMAND_MAX_ARGS; i++)
         argv[i + 1] = args[i];
     const pid_t pid = fork();
-    if (pid < 0 || !exe) abort();
+    if (pid < 0) give_up("fork");
     if (pid) return pid;
     dup2(in, STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
@@ -46,7 +51,7 @@ static pid_t spawn(const char *const *args, int in, int out, int err)
 int wait_squint(pid_t pid)
 {
     int status;
-    if (waitpid(pid, &status, 0) != pid) abort();
+    if (waitpid(pid, &status, 0) != pid) give_up("waitpid");
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
@@ -55,7 +60,7 @@ static char *take_text(int fd)
 {
     const off_t size = lseek(fd, 0, SEEK_END);
     char *text = calloc((size_t)size + 1, 1);
-    if (size < 0 || !text || pread(fd, text, (size_t)size, 0) != size) abort();
+    if (size < 0 || !text || pread(fd, text, (size_t)size, 0) != size) give_up("what a command printed");
     close(fd);
     return text;
 }
@@ -85,7 +90,7 @@ void command_result_free(command_result *r)
 pid_t start_squint(const char *const *args, int *to_stdin, int *from_stdout)
 {
     int in[2], out[2];
-    if (pipe(in) || pipe(out)) abort();
+    if (pipe(in) || pipe(out)) give_up("pipe");
     fcntl(in[1], F_SETFD, FD_CLOEXEC);
     fcntl(out[0], F_SETFD, FD_CLOEXEC);
     const pid_t pid = spawn(args, in[0], out[1], -1);
