@@ -7,6 +7,7 @@
 #include "tests/command.h"
 #include "tests/fixture.h"
 #include "tests/support.h"
+#include "tools/squint/rank.h"
 
 #include <cjson/cJSON.h>
 #include <dirent.h>
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -834,6 +836,51 @@ static void bad_lists_are_told_by_line(void **state)
     command_result_free(&r);
 }
 
+static off_t bytes_of(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) ? -1 : st.st_size;
+}
+
+/* What is read, or mapped, is never opened for writing. */
+static void outputs_spare_inputs(void **state)
+{
+    (void)state;
+    char own[1024], list[1024], text[1200];
+    snprintf(own, sizeof own, "%s", temp_path(".gguf"));
+    snprintf(list, sizeof list, "%s", temp_path(".jsonl"));
+    size_t size;
+    uint8_t *const bytes = read_test_file("golden/tiny-pmod.gguf", &size);
+    FILE *f = fopen(own, "wb");
+    assert_true(f && fwrite(bytes, 1, size, f) == size && !fclose(f));
+    snprintf(text, sizeof text, "{\"file\": \"%s\", \"captions\": [\"a\"]}\n", strrchr(cat, '/') + 1);
+    write_text(list, text);
+    const off_t cat_bytes = bytes_of(cat), list_bytes = bytes_of(list);
+    const struct {
+        const char *args[9], *says;
+    } cases[] = {
+        {{"caption", "-m", own, "--trace", own, cat}, "the model"},
+        {{"caption", "-m", own, "--trace", cat, dog, cat}, "one of the pictures"},
+        {{"arank", "-m", own, "--plot", own, cat}, "the model"},
+        {{"arank", "-m", own, "--plot", cat, cat}, "one of the pictures"},
+        {{"arank", "-m", own, "--plot", list, "--prompts", list, cat}, "the list of prompts"},
+        {{"eval", "-m", own, "--data", list, "--captions", list}, "the list"},
+        {{"eval", "-m", own, "--data", list, "--captions", cat}, "one of the pictures"},
+        {{"eval", "-m", own, "--data", list, "--dump-logits", own}, "the model"},
+    };
+    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
+        if (!strcmp(cases[i].args[0], "arank") && !rank_available()) continue;
+        command_result r = run_squint(NULL, cases[i].args);
+        assert_failed(&r, 2, "would be overwritten");
+        assert_contains(r.err, cases[i].says);
+        command_result_free(&r);
+        assert_true(bytes_of(own) == (off_t)size && bytes_of(cat) == cat_bytes && bytes_of(list) == list_bytes);
+    }
+    free(bytes);
+    unlink(own);
+    unlink(list);
+}
+
 /* ---- bench --------------------------------------------------------------------------------- */
 
 static void bench_prints_ratios(void **state)
@@ -996,6 +1043,7 @@ int main(void)
         cmocka_unit_test(eval_scores_captions),
         cmocka_unit_test(dumped_logits_have_their_form),
         cmocka_unit_test(bad_lists_are_told_by_line),
+        cmocka_unit_test(outputs_spare_inputs),
         cmocka_unit_test(bench_prints_ratios),
         cmocka_unit_test(bench_runs_every_mode),
         cmocka_unit_test(bench_foresees),

@@ -508,6 +508,10 @@ static int run(const cli_command *self, int argc, char **argv)
     if (!(job.model_path = cli_model_path(job.model_path))) return CLI_MISUSED;
     job.images = argv + first;
     job.n_images = (size_t)(argc - first);
+    if (!cli_spares("--plot", job.plot_path, "one of the pictures", (const char *const *)job.images, job.n_images) ||
+        !cli_spares("--plot", job.plot_path, "the model", &job.model_path, 1) ||
+        !cli_spares("--plot", job.plot_path, "the list of prompts", &job.prompts_path, 1))
+        return CLI_MISUSED;
     session.kv = (squint_kv)kv;
     if (!job.quiet) cli_bar_enable();
     status = run_job(&job, &model_options, &session);

@@ -18,9 +18,9 @@ typedef struct caption_job {
     squint_caption_options options;
     const char *path; /* of the picture at hand */
     bool json, quiet, verbose;
-    bool several;             /* more than one picture: each line begins with its path */
-    bool began;               /* something of this picture's line is on stdout */
-    const char *model_name;   /* its file's, for traces */
+    bool several; /* more than one picture: each line begins with its path */
+    bool began;   /* something of this picture's line is on stdout */
+    const char *model_path;
     const char *look, *trace; /* files to write, or NULL */
     int look_what;
     unsigned look_width;
@@ -220,6 +220,12 @@ static squint_err caption_stdin(caption_job *job, uint8_t **data, size_t *size, 
 
 /* ---- What was looked at -------------------------------------------------------------------- */
 
+static const char *name_of(const char *path)
+{
+    const char *const slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* @param data  the picture's file, or NULL when it is where its path says */
 static bool paint(const caption_job *job, const sight *s, const void *data, size_t size, const char *name)
 {
@@ -244,7 +250,7 @@ static bool keep_sight(caption_job *job, const squint_result *r, int index, cons
 {
     sight s;
     if (!job->look && !job->trace) return true;
-    sight_of_caption(&s, job->model, job->session, r, job->path, job->model_name);
+    sight_of_caption(&s, job->model, job->session, r, job->path, name_of(job->model_path));
     if (job->trace) trace_add(&job->traces, &s);
     const bool painted = !job->look || paint(job, &s, data, size, job->look_names[index]);
     sight_free(&s);
@@ -300,6 +306,11 @@ static int prepare_sights(caption_job *job, char **paths, int n)
         return CLI_MISUSED;
     }
     if (job->look && !(job->look_names = output_names("--look", job->look, paths, n))) return CLI_MISUSED;
+    for (int i = 0; job->look && i < n; i++)
+        if (!cli_spares("--look", job->look_names[i], "the model", &job->model_path, 1)) return CLI_MISUSED;
+    if (!cli_spares("--trace", job->trace, "one of the pictures", (const char *const *)paths, (size_t)n) ||
+        !cli_spares("--trace", job->trace, "the model", &job->model_path, 1))
+        return CLI_MISUSED;
     return job->trace && !trace_open(&job->traces, job->trace) ? CLI_FAILED : CLI_DONE;
 }
 
@@ -324,12 +335,6 @@ static int open_and_caption(caption_job *job, const char *model, const squint_mo
     squint_session_close(&job->session);
     squint_model_close(&job->model);
     return status;
-}
-
-static const char *name_of(const char *path)
-{
-    const char *const slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
 }
 
 static int run(const cli_command *self, int argc, char **argv)
@@ -385,7 +390,7 @@ static int run(const cli_command *self, int argc, char **argv)
         return cli_misuse(self, "--look-layer: \"%s\" is none of: all, sum, a layer's number", look_layer);
     session.kv = (squint_kv)kv;
     session.routes = job.look || job.trace;
-    job.model_name = name_of(model);
+    job.model_path = model;
     job.several = argc - first > 1;
     job.options.user = &job;
     if (!job.quiet) cli_bar_enable();

@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_OPTIONS = 32, LONG_ONLY = 256, HELP_COLUMN = 22, LINE_CAP = 16 << 20 };
@@ -378,6 +379,23 @@ const char *cli_model_path(const char *given)
     }
     cli_say("no model: %s is not installed; name one with -m FILE or SQUINT_MODEL", default_model);
     return NULL;
+}
+
+bool cli_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    if (!strcmp(a, b)) return true;
+    return !stat(a, &x) && S_ISREG(x.st_mode) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool cli_spares(const char *option, const char *output, const char *what, const char *const *inputs, size_t n)
+{
+    for (size_t i = 0; output && i < n; i++) {
+        if (!inputs[i] || !cli_same_file(output, inputs[i])) continue;
+        cli_say("%s: %s is %s, and would be overwritten", option, output, what);
+        return false;
+    }
+    return true;
 }
 
 /* What standard input has, 0 at its end, -1 on errors and on Ctrl-C. */

@@ -175,6 +175,18 @@ void cli_bar_clear(void);
 void cli_set_program(const char *argv0);
 /** `given`, or the default model's path; NULL, with a message, when there is none. */
 const char *cli_model_path(const char *given);
+/** Do two names lead to one file? */
+bool cli_same_file(const char *a, const char *b);
+/**
+ * To be asked before `output` is opened for writing, which would destroy a file that is read, or mapped.
+ *
+ * @param option  for messages
+ * @param output  NULL: nothing is written
+ * @param what    that the files are: "one of the pictures"
+ * @param inputs  [n]; NULL entries are passed over
+ * @return false, with a message, when output is one of them
+ */
+bool cli_spares(const char *option, const char *output, const char *what, const char *const *inputs, size_t n);
 /** Standard input to its end, at most `cap` bytes; malloc'ed. SQUINT_OK or _IO. */
 squint_err cli_read_stdin(size_t cap, uint8_t **data, size_t *size, squint_msg *msg);
 /** One line without its newline into *line (grown as needed, freed by the caller); false at the end of the file

@@ -106,7 +106,7 @@ bool dataset_read(dataset *d, const char *path, const char *split, size_t limit)
     else
         cli_say("%s: %s", list, strerror(errno));
     if (f) fclose(f);
-    free(list);
+    d->list = list;
     if (!good) dataset_free(d);
     return good;
 }
@@ -116,5 +116,6 @@ void dataset_free(dataset *d)
     for (size_t i = 0; i < d->n; i++)
         free_sample(&d->samples[i]);
     free(d->samples);
+    free(d->list);
     *d = (dataset){0};
 }

@@ -18,6 +18,7 @@ typedef struct sample {
 typedef struct dataset {
     sample *samples;
     size_t n;
+    char *list; /* the file that was read */
 } dataset;
 
 /**

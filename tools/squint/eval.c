@@ -438,6 +438,16 @@ static void report(const eval_job *job)
 
 /* ---- The command --------------------------------------------------------------------------- */
 
+static bool spares_inputs(const eval_job *job, const char *option, const char *path)
+{
+    const char *const inputs[] = {job->model_path, job->data.list};
+    bool spared =
+        cli_spares(option, path, "the model", inputs, 1) && cli_spares(option, path, "the list", inputs + 1, 1);
+    for (size_t i = 0; spared && path && i < job->data.n; i++)
+        spared = cli_spares(option, path, "one of the pictures", (const char *const *)&job->data.samples[i].path, 1);
+    return spared;
+}
+
 static bool open_output(FILE **f, const char *path)
 {
     if (!path || (*f = fopen(path, "wb"))) return true;
@@ -547,7 +557,9 @@ static int run(const cli_command *self, int argc, char **argv)
         dataset_free(&job.data);
         return cli_misuse(self, "eval: --shuffle needs two pictures");
     }
-    status = evaluate(&job, &model_options, &session);
+    const bool spared =
+        spares_inputs(&job, "--dump-logits", job.dump_path) && spares_inputs(&job, "--captions", job.captions_path);
+    status = spared ? evaluate(&job, &model_options, &session) : CLI_MISUSED;
     release(&job);
     return status;
 }

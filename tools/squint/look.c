@@ -118,6 +118,8 @@ static int paint_all(const look_job *job)
 static int write_all(look_job *job)
 {
     if (!trace_read(job->trace, &job->all, &job->n) || !read_pictures(job)) return CLI_FAILED;
+    if (!cli_spares("--html", job->html, "one of the pictures", (const char *const *)job->paths, job->n))
+        return CLI_MISUSED;
     if (job->html && !page_write(job->html, job->all, (const uint8_t *const *)job->rgb, job->n)) return CLI_FAILED;
     return job->png ? paint_all(job) : CLI_DONE;
 }
@@ -160,9 +162,9 @@ static int look(const cli_command *self, look_job *job, bool html, bool png, cha
     char *const own_html = beside_trace(job->trace, ".html"), *const own_png = beside_trace(job->trace, ".png");
     if (html && !job->html) job->html = own_html;
     if (png && !job->png) job->png = own_png;
-    const int status = job->html && !strcmp(job->html, job->trace)
-                           ? cli_misuse(self, "look: %s is the trace, and would be overwritten", job->trace)
-                           : write_all(job);
+    const bool spared = cli_spares("look", job->html, "the trace", &job->trace, 1) &&
+                        cli_spares("look", job->png, "the trace", &job->trace, 1);
+    const int status = spared ? write_all(job) : CLI_MISUSED;
     free_job(job);
     free(own_html);
     free(own_png);

@@ -87,27 +87,11 @@ static bool check_pattern(const char *option, const char *pattern, int n)
     return false;
 }
 
-/* Which file a name leads to; all zero when there is none yet. */
-static struct stat file_at(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) || !S_ISREG(st.st_mode) ? (struct stat){0} : st;
-}
-
 static bool check_names(const char *option, char *const *names, char *const *paths, int n)
 {
-    int i = 0, j = n;
-    struct stat *const pictures = cli_alloc((size_t)n, sizeof *pictures);
-    for (; i < n; i++)
-        pictures[i] = file_at(paths[i]);
-    for (i = 0; i < n && j == n; i++) {
-        const struct stat st = file_at(names[i]);
-        for (j = 0; j < n && (!st.st_ino || st.st_ino != pictures[j].st_ino || st.st_dev != pictures[j].st_dev);)
-            j++;
-    }
-    if (j < n) cli_say("%s: %s is one of the pictures, and would be overwritten", option, names[i - 1]);
-    free(pictures);
-    return j == n;
+    for (int i = 0; i < n; i++)
+        if (!cli_spares(option, names[i], "one of the pictures", (const char *const *)paths, (size_t)n)) return false;
+    return true;
 }
 
 void output_names_free(char **names, int n)

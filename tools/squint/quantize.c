@@ -12,7 +12,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* ---- Policy -------------------------------------------------------------------------------- */
 
@@ -378,12 +377,6 @@ static void print_sums(const quantize_job *job)
     }
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static int quantize_file(quantize_job *job, const char *in_path, const char *out_path)
 {
     sq_gguf *in = NULL;
@@ -417,7 +410,7 @@ static int run(const cli_command *self, int argc, char **argv)
     if (argc - first != 2) return cli_misuse(self, "quantize: name the model to read and the one to write");
     if (type == NO_TYPE) return cli_misuse(self, "quantize: --type says what to quantise to");
     const char *in = argv[first], *out = argv[first + 1];
-    if (same_file(in, out)) return cli_misuse(self, "quantize: %s would overwrite itself", in);
+    if (cli_same_file(in, out)) return cli_misuse(self, "quantize: %s would overwrite itself", in);
     quantize_job job = {.policy = type, .vision = vision == NO_TYPE ? type : vision, .group = groups[group]};
     return quantize_file(&job, in, out);
 }
