@@ -241,6 +241,7 @@ void sq_decoder_logits(const sq_pass *p, uint32_t n_logits)
                            .eps = net->eps};
     const sq_gemm_out out = {.c = p->s->logits, .ldc = net->n_vocab};
     sq_project(&p->s->compute, &in, n_logits, (const sq_mat *const[]){&net->output}, &out, 1);
+    sq_trace(p->s, SQ_TRACE_LOGITS, -1, p->s->logits, n_logits, net->n_vocab);
 }
 
 static void run_dense(const sq_pass *p, uint32_t layer)

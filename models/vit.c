@@ -455,10 +455,14 @@ squint_err sq_vit_forward(squint_session *s, squint_msg *msg)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
     sq_llava_state *const state = sq_llava_state_of(s);
+    const uint32_t side = s->model->image_rule.size;
+    sq_trace(s, SQ_TRACE_PIXELS, -1, s->pixels, 1, 3 * side * side);
     embed(s, vit);
+    sq_trace(s, SQ_TRACE_PATCHES, -1, state->vit_x, vit->n_positions, vit->d);
     for (uint32_t l = 0; l < vit->n_layers; l++) {
         attention_branch(s, vit, &vit->layers[l]);
         mlp_branch(s, vit, &vit->layers[l]);
+        sq_trace(s, SQ_TRACE_TOWER_LAYER, (int)l, state->vit_x, vit->n_positions, vit->d);
         if (sq_session_stopped(s, SQUINT_STAGE_TOWER, l + 1, vit->n_layers))
             return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     }

@@ -80,7 +80,7 @@ typedef struct sq_limits {
     sq_kv_type kv;
 } sq_limits;
 
-/* What is going on inside, for tests, parity checks and `squint eval`. `layer` is -1 outside the decoder.
+/* What is going on inside, for tests, `squint compare` and `squint eval`. `layer` is -1 where none is meant.
  * data is float [rows][cols] unless the name says otherwise. */
 typedef enum sq_trace_what {
     SQ_TRACE_TOWER,     /* tower output */
@@ -91,6 +91,14 @@ typedef enum sq_trace_what {
     SQ_TRACE_KEPT,      /* uint32 positions in this pass that the layer runs, one row */
     SQ_TRACE_WEIGHTS,   /* weights of the same tokens, one row */
     SQ_TRACE_QKV,       /* heads of the rows that a layer runs: queries and keys, rotated, then values */
+    /* Of a front end with several images each of the first three, and the tower's output, comes once an image. */
+    SQ_TRACE_PIXELS,      /* what CLIP sees, one row: [3][side][side] */
+    SQ_TRACE_PATCHES,     /* CLIP's sequence before block 0 */
+    SQ_TRACE_TOWER_LAYER, /* and after block `layer` */
+    SQ_TRACE_SLOW,        /* the convolutional tower's map after stage `layer`, a row a place */
+    SQ_TRACE_ADAPTER,     /* the sequence after adapter `layer` */
+    SQ_TRACE_MINED,       /* an image's tokens with what they took from the convolutional tower's map */
+    SQ_TRACE_LOGITS,      /* those that were asked for */
 } sq_trace_what;
 typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols);
 

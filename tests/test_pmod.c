@@ -72,9 +72,7 @@ static void note(void *user, sq_trace_what what, int layer, const void *data, ui
         l->n_kept = cols;
         memcpy(l->kept, data, n * sizeof(uint32_t));
         break;
-    case SQ_TRACE_TOWER:
-    case SQ_TRACE_PROJECTED:
-    case SQ_TRACE_QKV:
+    default:
         break;
     }
 }

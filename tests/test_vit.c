@@ -124,6 +124,66 @@ static void test_golden(void **state)
     fixture_free(f);
 }
 
+/* What a trace heard, in order. */
+typedef struct stages {
+    const squint_session *s;
+    uint32_t n, logits;
+    float last[10 * D]; /* the sequence after the block heard last */
+} stages;
+
+static void hear_stages(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+{
+    static const struct {
+        sq_trace_what what;
+        int layer;
+        uint32_t rows, cols;
+    } expected[] = {{SQ_TRACE_PIXELS, -1, 1, 432},    {SQ_TRACE_PATCHES, -1, 10, D}, {SQ_TRACE_TOWER_LAYER, 0, 10, D},
+                    {SQ_TRACE_TOWER_LAYER, 1, 10, D}, {SQ_TRACE_TOWER, -1, 9, D},    {SQ_TRACE_PROJECTED, -1, 9, D}};
+    stages *const st = user;
+    if (what == SQ_TRACE_LOGITS) {
+        assert_ptr_equal(data, st->s->logits);
+        assert_int_equal(rows, 2);
+        assert_int_equal(cols, st->s->model->n_vocab);
+        st->logits++;
+    }
+    if (st->n == SQ_COUNT(expected)) return;
+    assert_int_equal(what, expected[st->n].what);
+    assert_int_equal(layer, expected[st->n].layer);
+    assert_int_equal(rows, expected[st->n].rows);
+    assert_int_equal(cols, expected[st->n].cols);
+    if (what == SQ_TRACE_PIXELS) assert_memory_equal(data, st->s->pixels, 432 * sizeof(float));
+    if (what == SQ_TRACE_TOWER_LAYER) memcpy(st->last, data, sizeof st->last);
+    if (what == SQ_TRACE_TOWER) assert_memory_equal(data, st->last + D, 9 * D * sizeof(float)); /* no class token */
+    st->n++;
+}
+
+/* Each stage is told once, in order and in its shape, and logits when they are there. */
+static void test_stages_are_told(void **state)
+{
+    (void)state;
+    fixture *f = tower_fixture();
+    squint_model *m = fixture_model(f, NULL);
+    const sq_limits limits = {.max_rows = 11, .max_tokens = 12, .max_logits = 2, .max_vision = 9, .kv = SQ_KV_F32};
+    uint32_t ids[11] = {1, [10] = 2};
+    squint_session *s;
+    squint_msg msg = {""};
+    for (int i = 1; i < 10; i++)
+        ids[i] = SQ_IMAGE_TOKEN;
+    if (sq_session_open_limits(&s, m, &(squint_session_options){.threads = 1}, &limits, &msg)) fail_msg("%s", msg.text);
+    fixture_values(s->pixels, 432, 5000, 0, 1);
+    stages st = {.s = s};
+    s->trace = hear_stages;
+    s->trace_user = &st;
+    assert_int_equal(sq_session_encode(s, &msg), SQUINT_OK);
+    assert_int_equal(st.n, 6);
+    assert_int_equal(st.logits, 0);
+    assert_int_equal(sq_session_forward(s, ids, 11, 2, &msg), SQUINT_OK);
+    assert_int_equal(st.logits, 1);
+    squint_session_close(&s);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
 /* fc1 is "ffn_down" in llama.cpp's files and "ffn_up" in others: its shape tells. */
 static void test_names_of_the_mlp(void **state)
 {
@@ -658,6 +718,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_stages_are_told),
         cmocka_unit_test(test_names_of_the_mlp),
         cmocka_unit_test(test_layers_run),
         cmocka_unit_test(test_norms_and_activations),
