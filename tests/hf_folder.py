@@ -10,7 +10,8 @@
   gamma-hr     gamma-MoD on LLaVA-HR; llava-hr-x: the dense LLaVA-HR-X
   gamma-mgm    gamma-MoD on Mini-Gemini-HD
 
-mm_vision_tower names the folder OUT/clip-vit-tiny-patch14-56, which has CLIP's config.json, and with llava15 its weights.
+mm_vision_tower names the folder OUT/clip-vit-tiny-patch14-56, which has CLIP's config.json, and its weights only with
+llava15.
 
 Needs numpy alone. The same seed gives the same bytes everywhere. Weights are spread so that activations neither die
 nor grow: p-MoD's scores differ, and gamma's probabilities lie on both sides of 0.005 and of 0.5.
