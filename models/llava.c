@@ -161,17 +161,6 @@ void sq_llava_describe(squint_model *m)
     m->float_decoder = net->decoder.layers[0].q.f32 != NULL;
 }
 
-static squint_err load_tower(squint_model *m, sq_llava *net, squint_msg *msg)
-{
-    bool has_tower = false;
-    squint_err err = sq_gguf_get_bool(m->file, "clip.has_vision_encoder", false, &has_tower, msg);
-    if (err || !has_tower) return err;
-    if ((err = sq_vit_load(m, &net->vit, msg))) return err;
-    if (m->n_vision >= m->n_ctx)
-        return out_of_range(m, "llama.context_length", m->n_ctx, "more than the vision tokens of an image", msg);
-    return sq_projector_load(m, net->vit.d, net->decoder.d, &net->projector, msg);
-}
-
 static squint_err load(squint_model *m, squint_msg *msg)
 {
     sq_llava *const net = m->net = sq_model_take(m, 1, sizeof *net);
@@ -185,7 +174,10 @@ static squint_err load(squint_model *m, squint_msg *msg)
     if ((err = load_decoder(m, &net->decoder, msg))) return err;
     if ((err = sq_modes_load(m, &net->decoder, msg))) return err;
     sq_llava_describe(m);
-    return load_tower(m, net, msg);
+    if ((err = sq_vision_load(m, net, msg))) return err;
+    if (m->n_vision >= m->n_ctx)
+        return out_of_range(m, "llama.context_length", m->n_ctx, "more than the vision tokens of an image", msg);
+    return SQUINT_OK;
 }
 
 /* What the products of a session can need at most. */
@@ -234,6 +226,7 @@ static void plan(squint_session *s, sq_arena *arena)
     sq_llava_state planning = {0}, *state = sq_take(arena, 1, sizeof *state);
     s->state = state;
     if (!state) state = &planning;
+    *state = planning;
     const uint32_t rows = s->limits.max_rows > net->vit.n_positions ? s->limits.max_rows : net->vit.n_positions;
     sq_compute_plan(&s->compute, arena, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
 
@@ -241,7 +234,7 @@ static void plan(squint_session *s, sq_arena *arena)
 
     /* The tower is done when the decoder begins: what both need for a pass lies in the same memory. */
     const size_t start = arena->used;
-    if (net->vit.n_layers) sq_vit_plan(s, net, state, arena);
+    sq_vision_plan(s, net, state, arena);
     const size_t tower_end = arena->used;
     sq_arena_overlay(arena, start);
     sq_decoder_plan(s, &net->decoder, state, arena);
@@ -255,14 +248,6 @@ static void reset(squint_session *s)
     for (uint32_t l = 0; l < net->n_layers; l++)
         state->kv[l].n = 0;
     state->pooled_end = 0;
-}
-
-static squint_err encode(squint_session *s, squint_msg *msg)
-{
-    if (!sq_llava_of(s)->vit.n_layers) return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "this model has no vision tower");
-    const squint_err err = sq_vit_forward(s, msg);
-    if (!err) sq_projector_forward(s);
-    return err;
 }
 
 /* What a layer skipped left no entry there: each cache loses those of the places that are taken off. */
@@ -308,14 +293,6 @@ static double layer_macs(const squint_model *m, double rows, double n_past)
     return sq_decoder_layer_macs(&((const sq_llava *)m->net)->decoder, rows, n_past);
 }
 
-static double tower_macs(const squint_model *m)
-{
-    const sq_llava *const net = m->net;
-    const sq_mat *const w0 = &net->projector.w0, *const w2 = &net->projector.w2;
-    if (!m->n_vision) return 0;
-    return sq_vit_macs(&net->vit) + m->n_vision * ((double)w0->n * w0->k + (double)w2->n * w2->k);
-}
-
 const sq_family sq_family_llava = {
     .name = "llava",
     .matches = matches,
@@ -325,12 +302,13 @@ const sq_family sq_family_llava = {
     .predict_ms = sq_cost_predict_ms,
     .plan = plan,
     .reset = reset,
-    .encode = encode,
+    .picture = sq_vision_picture,
+    .encode = sq_vision_encode,
     .forward = sq_decoder_forward,
     .rewind = rewind_to,
     .chooses = chooses,
     .kv_places = kv_places,
     .kv_entry_bytes = kv_entry_bytes,
     .layer_macs = layer_macs,
-    .tower_macs = tower_macs,
+    .tower_macs = sq_vision_macs,
 };

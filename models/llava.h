@@ -9,6 +9,8 @@
 
 #include "runtime/engine.h"
 
+typedef struct sq_llava_state sq_llava_state;
+
 enum { SQ_MAX_STEM = 4 };
 
 /* ---- Shapes and weights ------------------------------------------------------------------ */
@@ -117,11 +119,37 @@ typedef struct sq_decoder {
     sq_decoder_layer *layers;
 } sq_decoder;
 
+/* What stands between a picture and the decoder: squint.vision.type. */
+typedef enum sq_vision_kind {
+    SQ_VISION_NONE,
+    SQ_VISION_CLIP, /* one square of the picture, as m->image_rule has it: clip_pad, clip_crop, clip_stretch */
+} sq_vision_kind;
+
 typedef struct sq_llava {
     sq_decoder decoder;
+    sq_vision_kind vision_kind;
     sq_vit vit;
     sq_projector projector;
 } sq_llava;
+
+/* What a kind does; models/vision.c has one of each. */
+typedef struct sq_front {
+    /** Reads what is its own, the tower being loaded. NULL: nothing is. */
+    squint_err (*load)(squint_model *m, sq_llava *net, squint_msg *msg);
+    /** Fills in m->n_vision, n_vision_base and pixel_floats. */
+    void (*describe)(squint_model *m);
+    /** sq_family.picture. */
+    squint_err (*picture)(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
+                          squint_msg *msg);
+    /** What it needs besides sq_vit_plan(), which the decoder's memory lies over. NULL: nothing. */
+    void (*plan)(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+    /** Runs of the towers' steps, for progress. */
+    uint32_t (*steps)(const squint_session *s);
+    /** s->pixels to s->n_vision rows of s->vision. */
+    squint_err (*encode)(squint_session *s, squint_msg *msg);
+    /** Multiply-adds of its towers and projector, for the picture at hand. */
+    double (*macs)(const squint_session *s);
+} sq_front;
 
 /* ---- What a session keeps ----------------------------------------------------------------- */
 
@@ -139,7 +167,7 @@ typedef struct sq_lag {
     uint32_t scored;     /* for the layers before this one dots is known */
 } sq_lag;
 
-typedef struct sq_llava_state {
+struct sq_llava_state {
     /* decoder */
     float *x;            /* [max_rows][d], the residual stream */
     float *qkv;          /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
@@ -165,7 +193,9 @@ typedef struct sq_llava_state {
     float *vit_qkv;  /* [n_positions][3 vit.d and some]: queries, keys, values */
     float *vit_attn; /* [n_positions][vit.d] */
     float *vit_mlp;  /* [n_positions][vit.f] or [n_patches][projector.hidden] */
-} sq_llava_state;
+    uint32_t step;   /* of n_steps: blocks done, of all images */
+    uint32_t n_steps;
+};
 
 /* ---- Parts ---------------------------------------------------------------------------------- */
 
@@ -241,13 +271,42 @@ void sq_mod_settle(const sq_pass *p, uint32_t first_row);
 /* models/vit.c */
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
-squint_err sq_vit_forward(squint_session *s, squint_msg *msg);
-/** Multiply-adds of a picture. */
+/** One image, [3][side][side], through the tower: the next three, one after another. */
+squint_err sq_vit_forward(squint_session *s, const float *pixels, squint_msg *msg);
+/** An image to the sequence before block 0, state->vit_x. */
+void sq_vit_embed(squint_session *s, const float *pixels);
+/** Blocks [first, end), in place. */
+squint_err sq_vit_blocks(squint_session *s, uint32_t first, uint32_t end, squint_msg *msg);
+/** What follows the last block. */
+void sq_vit_finish(squint_session *s);
+/** The patches' rows, [n_patches][d], in state->vit_x: class token left out. */
+float *sq_vit_patches(const squint_session *s);
+/** Multiply-adds of an image. */
 double sq_vit_macs(const sq_vit *vit);
 
+/* models/vision.c */
+/** Tower, projector and what else squint.vision.type asks for, if the file has a tower. */
+squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg);
+/** Tells the engine of tokens and pixels; net->vision_kind and the tower are known. */
+void sq_vision_describe(squint_model *m);
+void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+squint_err sq_vision_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
+                             squint_msg *msg);
+squint_err sq_vision_encode(squint_session *s, squint_msg *msg);
+double sq_vision_macs(const squint_session *s);
+/** A step of n_steps is done: SQUINT_ERR_CANCELLED when somebody wants to stop. */
+squint_err sq_vision_step(squint_session *s, squint_msg *msg);
+/** One grid over what the tower's square shows of a w x h picture, its tokens from `first` on. */
+squint_grid sq_vision_square(const squint_model *m, uint32_t w, uint32_t h, uint32_t first);
+
 /* models/projector.c */
+/** Multiply-adds over so many rows. */
+double sq_projector_macs(const sq_projector *p, double rows);
 squint_err sq_projector_load(squint_model *m, uint32_t d_in, uint32_t d_out, sq_projector *p, squint_msg *msg);
-void sq_projector_forward(squint_session *s);
+/** n rows of the tower's width at x, those listed in `from`, become the rows of `out` listed in `to`; NULL: as they
+ * lie. n is at most vit.n_patches. */
+void sq_projector_forward(squint_session *s, const float *x, const uint32_t *from, uint32_t n, float *out,
+                          const uint32_t *to);
 
 /* models/synthetic.c and models/llava.c */
 extern const sq_family sq_family_llava;

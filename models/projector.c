@@ -14,18 +14,21 @@ squint_err sq_projector_load(squint_model *m, uint32_t d_in, uint32_t d_out, sq_
     return sq_load_vec(m, "mm.2.bias", d_out, true, &p->b2, msg);
 }
 
-void sq_projector_forward(squint_session *s)
+void sq_projector_forward(squint_session *s, const float *x, const uint32_t *from, uint32_t n, float *out,
+                          const uint32_t *to)
 {
-    const sq_llava *const net = sq_llava_of(s);
-    const sq_projector *const p = &net->projector;
-    sq_llava_state *const state = sq_llava_state_of(s);
-    const uint32_t n = net->vit.n_patches, d = net->vit.d, first = net->vit.n_positions - n;
-    const sq_rows_in tower = {.x = state->vit_x + (size_t)first * d, .ldx = d, .k = d, .op = SQ_ROW_COPY};
-    const sq_gemm_out hidden = {.c = state->vit_mlp, .ldc = p->hidden, .bias = p->b0};
-    sq_project(&s->compute, &tower, n, (const sq_mat *const[]){&p->w0}, &hidden, 1);
+    const sq_projector *const p = &sq_llava_of(s)->projector;
+    float *const middle = sq_llava_state_of(s)->vit_mlp;
+    const sq_rows_in rows = {.x = x, .ldx = p->w0.k, .rows = from, .k = p->w0.k, .op = SQ_ROW_COPY};
+    const sq_gemm_out hidden = {.c = middle, .ldc = p->hidden, .bias = p->b0};
+    sq_project(&s->compute, &rows, n, (const sq_mat *const[]){&p->w0}, &hidden, 1);
 
-    const sq_rows_in activated = {.x = state->vit_mlp, .ldx = p->hidden, .k = p->hidden, .op = SQ_ROW_GELU};
-    const sq_gemm_out out = {.c = s->vision, .ldc = p->w2.n, .bias = p->b2};
-    sq_project(&s->compute, &activated, n, (const sq_mat *const[]){&p->w2}, &out, 1);
-    sq_trace(s, SQ_TRACE_PROJECTED, -1, s->vision, n, p->w2.n);
+    const sq_rows_in activated = {.x = middle, .ldx = p->hidden, .k = p->hidden, .op = SQ_ROW_GELU};
+    const sq_gemm_out tokens = {.c = out, .ldc = p->w2.n, .rows = to, .bias = p->b2};
+    sq_project(&s->compute, &activated, n, (const sq_mat *const[]){&p->w2}, &tokens, 1);
+}
+
+double sq_projector_macs(const sq_projector *p, double rows)
+{
+    return rows * ((double)p->w0.n * p->w0.k + (double)p->w2.n * p->w2.k);
 }

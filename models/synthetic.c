@@ -219,8 +219,8 @@ static squint_err make_tower(squint_model *m, const sq_synthetic_tower *shape, s
                                     .pad_color = {122, 116, 104},
                                     .mean = {0.48145466f, 0.4578275f, 0.40821073f},
                                     .std = {0.26862954f, 0.26130258f, 0.27577711f}};
-    m->n_vision = vit->n_patches;
-    m->grid_side = vit->patch.side;
+    net->vision_kind = SQ_VISION_CLIP;
+    sq_vision_describe(m);
     return make_projector(&t, net->decoder.d, &net->projector);
 }
 

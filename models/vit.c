@@ -200,32 +200,12 @@ static squint_err load_layer(squint_model *m, const sq_vit *vit, uint32_t l, sq_
     return load_linear(m, l, down_first ? "ffn_up" : "ffn_down", d, f, &w->fc2, &w->fc2_b, msg);
 }
 
-static squint_err read_fit(squint_model *m, sq_fit *fit, squint_msg *msg)
-{
-    static const struct {
-        const char *name;
-        sq_fit fit;
-    } types[] = {{"clip_stretch", SQ_FIT_STRETCH}, {"clip_pad", SQ_FIT_PAD}, {"clip_crop", SQ_FIT_CROP}};
-    sq_str type = {"clip_pad", 8};
-    const squint_err err = sq_gguf_get_str(m->file, "squint.vision.type", false, &type, msg);
-    if (err) return err;
-    for (size_t i = 0; i < SQ_COUNT(types); i++)
-        if (sq_str_eq(type, types[i].name)) {
-            *fit = types[i].fit;
-            return SQUINT_OK;
-        }
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                   "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad or clip_crop",
-                   sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
-}
-
 static squint_err read_image_rule(squint_model *m, uint32_t size, squint_msg *msg)
 {
     sq_image_rule *const rule = &m->image_rule;
     uint32_t color[3] = {122, 116, 104};
     squint_err err;
     rule->size = size;
-    if ((err = read_fit(m, &rule->fit, msg))) return err;
     if ((err = sq_gguf_get_f32s(m->file, "clip.vision.image_mean", true, rule->mean, 3, msg))) return err;
     if ((err = sq_gguf_get_f32s(m->file, "clip.vision.image_std", true, rule->std, 3, msg))) return err;
     if ((err = sq_gguf_get_u32s(m->file, "squint.vision.pad_color", false, color, 3, msg))) return err;
@@ -262,8 +242,6 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     if (!vit->layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the tower", sq_gguf_path(m->file));
     for (uint32_t l = 0; l < vit->n_layers; l++)
         if ((err = load_layer(m, vit, l, &vit->layers[l], msg))) return err;
-    m->n_vision = vit->n_patches;
-    m->grid_side = vit->patch.side;
     return SQUINT_OK;
 }
 
@@ -370,13 +348,14 @@ static void normalise_rows(const squint_session *s, const sq_vit *vit, const sq_
     }
 }
 
-/* Pixels to the sequence before layer 0. */
-static void embed(squint_session *s, const sq_vit *vit)
+void sq_vit_embed(squint_session *s, const float *pixels)
 {
+    const sq_vit *const vit = &sq_llava_of(s)->vit;
     sq_llava_state *const state = sq_llava_state_of(s);
     uint32_t side = s->model->image_rule.size;
     unsigned from = 0;
-    pixels_to_map(s->pixels, state->map[0], side);
+    sq_trace(s, SQ_TRACE_PIXELS, -1, pixels, 1, 3 * side * side);
+    pixels_to_map(pixels, state->map[0], side);
     for (uint32_t i = 0; i < vit->n_stem; i++, from ^= 1) {
         convolve(s, &vit->stem[i], state->map[from], side, state->map[from ^ 1]);
         relu(state->map[from ^ 1], map_floats(&vit->stem[i]));
@@ -388,6 +367,7 @@ static void embed(squint_session *s, const sq_vit *vit)
     for (size_t i = 0; i < (size_t)vit->n_positions * vit->d; i++)
         x[i] += vit->position_embd[i];
     if (vit->pre_ln.weight) normalise_rows(s, vit, &vit->pre_ln, x);
+    sq_trace(s, SQ_TRACE_PATCHES, -1, x, vit->n_positions, vit->d);
 }
 
 static void attention_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer *w)
@@ -451,23 +431,36 @@ static void mlp_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer 
     sq_project(&s->compute, &activated, n, (const sq_mat *const[]){&w->fc2}, &residual, 1);
 }
 
-squint_err sq_vit_forward(squint_session *s, squint_msg *msg)
+squint_err sq_vit_blocks(squint_session *s, uint32_t first, uint32_t end, squint_msg *msg)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
-    sq_llava_state *const state = sq_llava_state_of(s);
-    const uint32_t side = s->model->image_rule.size;
-    sq_trace(s, SQ_TRACE_PIXELS, -1, s->pixels, 1, 3 * side * side);
-    embed(s, vit);
-    sq_trace(s, SQ_TRACE_PATCHES, -1, state->vit_x, vit->n_positions, vit->d);
-    for (uint32_t l = 0; l < vit->n_layers; l++) {
+    for (uint32_t l = first; l < end; l++) {
         attention_branch(s, vit, &vit->layers[l]);
         mlp_branch(s, vit, &vit->layers[l]);
-        sq_trace(s, SQ_TRACE_TOWER_LAYER, (int)l, state->vit_x, vit->n_positions, vit->d);
-        if (sq_session_stopped(s, SQUINT_STAGE_TOWER, l + 1, vit->n_layers))
-            return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+        sq_trace(s, SQ_TRACE_TOWER_LAYER, (int)l, sq_llava_state_of(s)->vit_x, vit->n_positions, vit->d);
+        const squint_err err = sq_vision_step(s, msg);
+        if (err) return err;
     }
-    if (vit->post_ln.weight) normalise_rows(s, vit, &vit->post_ln, state->vit_x);
-    const uint32_t first = vit->n_positions - vit->n_patches; /* the class token stays behind */
-    sq_trace(s, SQ_TRACE_TOWER, -1, state->vit_x + (size_t)first * vit->d, vit->n_patches, vit->d);
     return SQUINT_OK;
+}
+
+float *sq_vit_patches(const squint_session *s)
+{
+    const sq_vit *const vit = &sq_llava_of(s)->vit;
+    return sq_llava_state_of(s)->vit_x + (size_t)(vit->n_positions - vit->n_patches) * vit->d;
+}
+
+void sq_vit_finish(squint_session *s)
+{
+    const sq_vit *const vit = &sq_llava_of(s)->vit;
+    if (vit->post_ln.weight) normalise_rows(s, vit, &vit->post_ln, sq_llava_state_of(s)->vit_x);
+    sq_trace(s, SQ_TRACE_TOWER, -1, sq_vit_patches(s), vit->n_patches, vit->d);
+}
+
+squint_err sq_vit_forward(squint_session *s, const float *pixels, squint_msg *msg)
+{
+    sq_vit_embed(s, pixels);
+    const squint_err err = sq_vit_blocks(s, 0, sq_llava_of(s)->vit.n_layers, msg);
+    if (!err) sq_vit_finish(s);
+    return err;
 }

@@ -113,18 +113,15 @@ static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *
     const squint_err err = sq_prompt_ids(m->tokenizer, m->template_name, prompt, s->token_scratch,
                                          s->token_scratch_bytes, s->ids, s->limits.max_rows, &n, msg);
     if (err) return err;
-    const size_t expanded = n - 1 + m->n_vision;
+    const size_t expanded = n - 1 + s->n_vision;
     const uint32_t limit =
         m->max_expanded && m->max_expanded < s->limits.max_rows ? m->max_expanded : s->limits.max_rows;
     if (expanded > limit)
         return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens with the image's; the model takes %u",
                        expanded, limit);
-    size_t image = 0;
-    while (s->ids[image] != SQ_IMAGE_TOKEN)
-        image++;
-    memmove(s->ids + image + m->n_vision, s->ids + image + 1, (n - image - 1) * sizeof *s->ids);
-    for (uint32_t i = 0; i < m->n_vision; i++)
-        s->ids[image + i] = SQ_IMAGE_TOKEN;
+    const size_t image = sq_prompt_expand(s->ids, n, s->n_vision);
+    for (unsigned i = 0; i < s->n_grids; i++)
+        s->grids[i].first += (unsigned)image;
     *n_ids = (uint32_t)expanded;
     return SQUINT_OK;
 }
@@ -159,28 +156,20 @@ static double lap(double *since)
     return ms;
 }
 
-static squint_grid grid_of(const squint_session *s, const sq_image *image)
-{
-    const squint_model *const m = s->model;
-    squint_grid g = {.columns = m->grid_side, .rows = m->grid_side, .picture_w = image->w, .picture_h = image->h};
-    while (s->ids[g.first] != SQ_IMAGE_TOKEN)
-        g.first++;
-    sq_image_view(&m->image_rule, image->w, image->h, &g.x, &g.y, &g.w, &g.h);
-    return g;
-}
-
-static void fill_result(const squint_session *s, const sq_image *image, squint_result *r)
+static void fill_result(const squint_session *s, squint_result *r)
 {
     r->prompt = s->ids;
-    r->grid = grid_of(s, image);
+    r->grid = s->grids[0];
+    r->grids = s->grids;
+    r->n_grids = s->n_grids;
     r->text = s->text;
     r->tokens = s->tokens;
     r->n_layers = s->model->n_layers;
-    r->n_vision_tokens = s->model->n_vision;
+    r->n_vision_tokens = s->n_vision;
     r->kept = s->kept;
     r->kv_bytes = sq_session_kv_bytes(s);
     r->kv_bytes_dense = sq_session_kv_bytes_dense(s);
-    r->tower_macs = s->model->family->tower_macs(s->model);
+    r->tower_macs = s->model->family->tower_macs(s);
     r->decode_macs = s->macs - r->prefill_macs;
     r->decode_macs_dense = s->macs_dense - r->prefill_macs_dense;
     for (uint32_t l = 0; l < r->n_layers; l++)
@@ -190,7 +179,7 @@ static void fill_result(const squint_session *s, const sq_image *image, squint_r
 static void heed_budget(squint_session *s, const squint_caption_options *o, uint32_t n_ids, squint_result *r)
 {
     const double spent = r->stage_ms[SQUINT_STAGE_IMAGE] + r->stage_ms[SQUINT_STAGE_TOWER];
-    const sq_plan plan = sq_budget_choose(s, n_ids, s->model->n_vision, o->budget_ms - spent);
+    const sq_plan plan = sq_budget_choose(s, n_ids, s->n_vision, o->budget_ms - spent);
     s->keep = plan.keep;
     r->forecast = (squint_forecast){plan.outcome, plan.keep, spent, plan.predicted_ms};
     if (o->on_forecast) o->on_forecast(o->user, &r->forecast);
@@ -204,8 +193,7 @@ static void learn(squint_session *s, const squint_result *r)
     s->cost.scale *= sqrt(fmin(fmax(off, 0.25), 4));
 }
 
-static squint_err caption(squint_session *s, const sq_image *image, const squint_caption_options *o, squint_result *r,
-                          squint_msg *msg)
+static squint_err caption(squint_session *s, const squint_caption_options *o, squint_result *r, squint_msg *msg)
 {
     double clock = sq_now_ms();
     squint_err err;
@@ -232,7 +220,7 @@ static squint_err caption(squint_session *s, const sq_image *image, const squint
     err = generate(s, &text, &sampler, max_tokens, r, msg);
     r->stage_ms[SQUINT_STAGE_DECODE] = lap(&clock);
     finish_text(&text);
-    fill_result(s, image, r);
+    fill_result(s, r);
     return err;
 }
 
@@ -248,7 +236,7 @@ static squint_err caption_pixels(squint_session *s, const sq_image *image, size_
     if (!err) err = sq_session_picture(s, image->rgb, image->w, image->h, stride, msg);
     if (!err && sq_session_stopped(s, SQUINT_STAGE_IMAGE, 1, 1)) err = sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     r->stage_ms[SQUINT_STAGE_IMAGE] = sq_now_ms() - started;
-    if (!err) err = caption(s, image, options, r, msg);
+    if (!err) err = caption(s, options, r, msg);
     s->on_progress = NULL;
     return err;
 }

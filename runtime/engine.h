@@ -41,7 +41,7 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
 /** Reads an F32 or F16 tensor of exactly n elements; a missing one fails when required, else *out is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
 
-enum { SQ_MAX_LAYERS = 512 };
+enum { SQ_MAX_LAYERS = 512, SQ_MAX_GRIDS = 17 };
 
 /* ---- Models ------------------------------------------------------------------------------ */
 
@@ -61,8 +61,10 @@ struct squint_model {
     uint32_t max_expanded;                  /* longest prompt with vision tokens; 0: n_ctx */
     uint32_t d;                             /* length of an embedding */
     uint32_t n_heads, n_kv_heads, head_dim; /* of the decoder's attention */
-    uint32_t n_vision;                      /* vision tokens an image; 0: no tower */
-    uint32_t grid_side;   /* they are grid_side x grid_side patches of the tower's square, row by row */
+    uint32_t n_vision;                      /* vision tokens that a picture has at most; 0: no tower */
+    uint32_t
+        n_vision_base; /* and how many of the first in each show the whole of it, at low resolution where more follow */
+    size_t pixel_floats;  /* that a picture's images for the tower are at most */
     const char *mode;     /* how routed layers run, by name */
     const char *own_mode; /* and how the file would have it */
     bool float_decoder;   /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
@@ -134,7 +136,13 @@ struct squint_session {
     float ratio[SQ_MAX_LAYERS]; /* [n_layers] by which layers choose, as options.keep and .schedule have it */
     atomic_bool cancel;
 
-    float *pixels;           /* [3][size][size] */
+    /* The picture at hand; without one yet, as if it had no more tokens than any */
+    float *pixels;                   /* [model->pixel_floats] images for the tower, each [3][side][side] */
+    uint32_t n_vision;               /* its tokens */
+    uint32_t n_vision_base;          /* the first of them, those that are no high-resolution tokens */
+    squint_grid grids[SQ_MAX_GRIDS]; /* [n_grids] where they lie, counted from its first token */
+    unsigned n_grids;
+
     float *vision;           /* [max_vision][d]: written by encode, read by forward */
     float *logits;           /* [max_logits][n_vocab] */
     uint32_t n_past;         /* tokens in the caches; the next one's position */
@@ -169,7 +177,7 @@ squint_err sq_session_open_limits(squint_session **out, const squint_model *mode
 sq_kv_type sq_kv_of(const squint_model *m, squint_kv asked);
 /** Forgets the sequence. */
 void sq_session_reset(squint_session *s);
-/** Pixels to vision tokens: s->pixels must be filled. */
+/** Pixels to s->n_vision vision tokens: s->pixels must be filled. */
 squint_err sq_session_encode(squint_session *s, squint_msg *msg);
 /**
  * Appends n tokens to the sequence and runs them: prefill, append and decode are all this. SQ_IMAGE_TOKEN takes
@@ -187,7 +195,8 @@ squint_err sq_session_rewind(squint_session *s, uint32_t n_past, squint_msg *msg
 size_t sq_session_kv_bytes(const squint_session *s);
 /** What they would be if no layer had skipped a token. */
 size_t sq_session_kv_bytes_dense(const squint_session *s);
-/** Decodes pixels into s->pixels by the model's rule. */
+/** Fits a picture into s->pixels by the model's rule, and says how many tokens it has and where they lie.
+ *  @return _LIMIT when they are more than the session's limits allow */
 squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
                               squint_msg *msg);
 /** true when a callback or squint_session_cancel() wants to stop. */
@@ -238,6 +247,9 @@ struct sq_family {
     /** Plans s->state, s->compute and what else a session of these limits needs. Runs twice (sq_arena). */
     void (*plan)(squint_session *s, sq_arena *arena);
     void (*reset)(squint_session *s);
+    /** Fills in s->pixels and what is said there of the picture. Sides and stride are checked. */
+    squint_err (*picture)(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
+                          squint_msg *msg);
     squint_err (*encode)(squint_session *s, squint_msg *msg);
     /** The contract of sq_session_forward(); arguments are checked, n_past is advanced by the engine. */
     squint_err (*forward)(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
@@ -250,7 +262,7 @@ struct sq_family {
     /** Multiply-adds of a decoder layer over so many rows, that many being in its cache before: any way to split them
      *  into passes has the same sum. */
     double (*layer_macs)(const squint_model *m, double rows, double n_past);
-    double (*tower_macs)(const squint_model *m); /* projector included; 0 without a tower */
+    double (*tower_macs)(const squint_session *s); /* of the picture at hand, projector included; 0 without a tower */
 };
 
 /** All families, NULL at the end; defined in models/families.c. */

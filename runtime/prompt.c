@@ -118,3 +118,14 @@ squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char
     *n_out = s.n;
     return SQUINT_OK;
 }
+
+size_t sq_prompt_expand(uint32_t *prompt, size_t n, size_t n_vision)
+{
+    size_t image = 0;
+    while (prompt[image] != SQ_IMAGE_TOKEN)
+        image++;
+    memmove(prompt + image + n_vision, prompt + image + 1, (n - image - 1) * sizeof *prompt);
+    for (size_t i = 0; i < n_vision; i++)
+        prompt[image + i] = SQ_IMAGE_TOKEN;
+    return image;
+}

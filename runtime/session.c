@@ -98,8 +98,7 @@ static void plan(squint_session *s)
 {
     const squint_model *const m = s->model;
     sq_arena *const arena = &s->arena;
-    const size_t side = m->n_vision ? m->image_rule.size : 0;
-    s->pixels = sq_take(arena, side * side, 3 * sizeof *s->pixels);
+    s->pixels = sq_take(arena, m->pixel_floats, sizeof *s->pixels);
     s->vision = sq_take(arena, s->limits.max_vision, m->d * sizeof *s->vision);
     s->logits = sq_take(arena, s->limits.max_logits, m->n_vocab * sizeof *s->logits);
     s->kept = sq_take(arena, m->n_layers, sizeof *s->kept);
@@ -146,6 +145,7 @@ squint_err sq_session_open_limits(squint_session **out, const squint_model *mode
     if (!s) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a session");
     *s = (squint_session){.model = model, .alloc = model->alloc, .options = checked};
     s->limits = limits ? *limits : limits_of(model, &checked);
+    s->n_vision = s->n_vision_base = model->n_vision_base;
 
     if ((err = model->family->schedule(s, msg))) goto fail;
     s->options.schedule = NULL; /* the caller's, which may be gone tomorrow */
@@ -224,7 +224,12 @@ squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w,
     if (!s->model->n_vision)
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
                        "this model has no vision tower; take one file with tower and decoder");
-    return sq_image_prepare(rgb, w, h, stride, &s->model->image_rule, s->pixels, &s->alloc, msg);
+    if (w < 1 || h < 1 || w > SQ_IMAGE_MAX_SIDE || h > SQ_IMAGE_MAX_SIDE || stride / 3 < w)
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", w, h, stride);
+    const squint_err err = s->model->family->picture(s, rgb, w, h, stride, msg);
+    if (err || s->n_vision <= s->limits.max_vision) return err;
+    return sq_fail(msg, SQUINT_ERR_LIMIT, "the picture has %u vision tokens; this session holds %u", s->n_vision,
+                   s->limits.max_vision);
 }
 
 squint_err sq_session_encode(squint_session *s, squint_msg *msg) { return s->model->family->encode(s, msg); }

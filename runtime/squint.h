@@ -176,10 +176,12 @@ typedef enum squint_finish {
     SQUINT_FINISH_LENGTH, /* max_tokens or the model's context is used up */
 } squint_finish;
 
-/** Where the vision tokens lie: patches over a rectangle of the picture, row by row from its upper left corner. */
+/** Where vision tokens lie: patches over a rectangle of the picture, row by row from its upper left corner. */
 typedef struct squint_grid {
-    unsigned first; /* place of the first in the prompt; the others follow it */
+    unsigned first; /* place of the first in the prompt */
     unsigned columns, rows;
+    unsigned
+        row_tokens; /* from a row's first token to the next row's: columns, and 1 more where a token ends each row */
     unsigned picture_w, picture_h; /* pixels */
     /* The rectangle, in the picture's pixels from its upper left corner. It reaches beyond a picture that is padded for
      * the tower, and leaves out parts of one that is cropped. */
@@ -194,7 +196,11 @@ typedef struct squint_result {
     unsigned n_prompt_tokens; /* vision tokens included */
     unsigned n_vision_tokens;
     const uint32_t *prompt; /* [n_prompt_tokens] its ids; UINT32_MAX for a vision token */
-    squint_grid grid;
+    squint_grid grid;       /* of the first vision tokens, which show the whole picture: grids[0] */
+    /* One after another, all vision tokens. A model that tiles a picture has a second grid, of high-resolution tokens:
+     * rows 0 where it has none for a picture of this shape. */
+    const squint_grid *grids; /* [n_grids] */
+    unsigned n_grids;
     unsigned n_layers;
     const uint32_t *kept; /* [n_layers] vision tokens that each decoder layer ran */
     double kept_share;    /* of n_layers * n_vision_tokens, of which the layers ran these */

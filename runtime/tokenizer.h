@@ -69,6 +69,10 @@ size_t sq_tokenizer_max_piece(const sq_tokenizer *t);
 squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char *prompt, void *scratch,
                          size_t scratch_bytes, uint32_t *out, size_t max_out, size_t *n_out, squint_msg *msg);
 bool sq_prompt_known(sq_str template_name);
+/** Turns the one SQ_IMAGE_TOKEN among n ids into n_vision of them: there is room for n - 1 + n_vision. Returns its
+ * place.
+ */
+size_t sq_prompt_expand(uint32_t *prompt, size_t n, size_t n_vision);
 /** Upper bounds for a prompt of this many bytes under any template. */
 size_t sq_prompt_max_ids(size_t prompt_bytes);
 size_t sq_prompt_scratch(size_t prompt_bytes);

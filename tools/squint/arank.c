@@ -19,7 +19,7 @@
 
 static const float PAPERS_SHARE = 0.1f; /* a rank of 110 for some 1,100 tokens */
 
-/* A prompt's tokens, those of the image among them. */
+/* A prompt's tokens, one in the image's place. */
 typedef struct prompt {
     char *text; /* NULL: the model's own */
     uint32_t *ids;
@@ -29,7 +29,8 @@ typedef struct prompt {
 typedef struct sample {
     const char *image;
     const prompt *prompt;
-    double *ranks; /* [n_layers] means over heads */
+    double *ranks;     /* [n_layers] means over heads */
+    uint32_t n_tokens; /* of prompt and image */
     bool done;
 } sample;
 
@@ -50,6 +51,7 @@ typedef struct arank_job {
     rank_memory *memory; /* [threads] */
     /* The sample at hand. */
     size_t at;
+    uint32_t *ids;     /* its tokens */
     int *ranks;        /* [n_heads] of a layer */
     int bad_layer;     /* one whose map had no rank; -1: none */
     double started_ms; /* of all samples */
@@ -62,30 +64,31 @@ static squint_err tokenize_prompt(const arank_job *job, prompt *p, squint_msg *m
     const squint_model *m = job->model;
     const size_t bytes = p->text ? strlen(p->text) : 0;
     const size_t max_ids = sq_prompt_max_ids(bytes), scratch_bytes = sq_prompt_scratch(bytes);
-    uint32_t *ids = cli_alloc(max_ids, sizeof *ids);
     void *scratch = cli_alloc(scratch_bytes, 1);
     size_t n = 0;
+    p->ids = cli_alloc(max_ids, sizeof *p->ids);
     const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, p->text, scratch, scratch_bytes, ids, max_ids, &n, msg);
-    p->ids = cli_alloc(n + m->n_vision, sizeof *p->ids);
-    for (size_t i = 0; i < n; i++)
-        for (uint32_t copies = ids[i] == SQ_IMAGE_TOKEN ? m->n_vision : 1; copies; copies--)
-            p->ids[p->n++] = ids[i];
-    free(ids);
+        sq_prompt_ids(m->tokenizer, m->template_name, p->text, scratch, scratch_bytes, p->ids, max_ids, &n, msg);
+    p->n = (uint32_t)n;
     free(scratch);
     return err;
+}
+
+static uint32_t limit_of(const squint_model *m)
+{
+    return m->max_expanded && m->max_expanded < m->n_ctx ? m->max_expanded : m->n_ctx;
 }
 
 static squint_err tokenize_prompts(arank_job *job, squint_msg *msg)
 {
     const squint_model *m = job->model;
-    const uint32_t limit = m->max_expanded && m->max_expanded < m->n_ctx ? m->max_expanded : m->n_ctx;
     for (size_t i = 0; i < job->n_prompts; i++) {
         const squint_err err = tokenize_prompt(job, &job->prompts[i], msg);
         if (err) return err;
-        if (job->prompts[i].n > limit)
+        const uint32_t least = job->prompts[i].n - 1 + m->n_vision_base;
+        if (least > limit_of(m))
             return sq_fail(msg, SQUINT_ERR_LIMIT, "prompt %zu has %u tokens with the image's; the model takes %u",
-                           i + 1, job->prompts[i].n, limit);
+                           i + 1, least, limit_of(m));
     }
     return SQUINT_OK;
 }
@@ -190,18 +193,32 @@ static squint_err see(arank_job *job, const char *path, squint_msg *msg)
     if (err) return err;
     err = sq_session_picture(job->session, image.rgb, image.w, image.h, 3 * (size_t)image.w, msg);
     sq_image_free(&image, &a);
-    return err ? err : sq_session_encode(job->session, msg);
+    return err;
+}
+
+static squint_err build_sample(arank_job *job, sample *s, squint_msg *msg)
+{
+    const uint32_t n_vision = job->session->n_vision, most = job->session->limits.max_rows;
+    s->n_tokens = s->prompt->n - 1 + n_vision;
+    if (s->n_tokens > most)
+        return sq_fail(msg, SQUINT_ERR_LIMIT, "%s: %u tokens with the prompt's; the model takes %u", s->image,
+                       s->n_tokens, most);
+    memcpy(job->ids, s->prompt->ids, s->prompt->n * sizeof *job->ids);
+    sq_prompt_expand(job->ids, s->prompt->n, n_vision);
+    return SQUINT_OK;
 }
 
 static squint_err measure(arank_job *job, squint_msg *msg)
 {
     sample *const s = &job->samples[job->at];
     squint_err err = see(job, s->image, msg);
+    if (!err) err = build_sample(job, s, msg);
+    if (!err) err = sq_session_encode(job->session, msg);
     if (err) return err;
     s->ranks = cli_alloc(job->model->n_layers, sizeof *s->ranks);
     job->bad_layer = -1;
     sq_session_reset(job->session);
-    err = sq_session_forward(job->session, s->prompt->ids, s->prompt->n, 1, msg);
+    err = sq_session_forward(job->session, job->ids, s->n_tokens, 1, msg);
     if (!err && job->bad_layer >= 0)
         err = sq_fail(msg, SQUINT_ERR_NUMERIC, "%s: attention in layer %d is not finite", s->image, job->bad_layer);
     s->done = !err;
@@ -251,7 +268,7 @@ static double percentile_of(const arank_layer *layers, uint32_t n, double percen
 
 static void add_sample(arank_result *r, const sample *s)
 {
-    r->tokens += s->prompt->n;
+    r->tokens += s->n_tokens;
     for (uint32_t l = 0; l < r->n_layers; l++) {
         arank_layer *layer = &r->layers[l];
         layer->rank += s->ranks[l];
@@ -341,7 +358,7 @@ static cJSON *sample_json(const sample *s, uint32_t n_layers)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddItemToObject(json, "file", cli_json_text(s->image, strlen(s->image)));
     if (s->prompt->text) cJSON_AddItemToObject(json, "prompt", cli_json_text(s->prompt->text, strlen(s->prompt->text)));
-    cJSON_AddNumberToObject(json, "tokens", s->prompt->n);
+    cJSON_AddNumberToObject(json, "tokens", s->n_tokens);
     cJSON_AddItemToObject(json, "rank", numbers_json(s->ranks, n_layers));
     return json;
 }
@@ -417,6 +434,8 @@ static squint_err open_session(arank_job *job, const squint_session_options *opt
     uint32_t longest = 0;
     for (size_t i = 0; i < job->n_prompts; i++)
         longest = job->prompts[i].n > longest ? job->prompts[i].n : longest;
+    longest += job->model->n_vision - 1;
+    if (longest > limit_of(job->model)) longest = limit_of(job->model);
     const sq_limits limits = {.max_rows = longest,
                               .max_tokens = longest,
                               .max_logits = 1,
@@ -427,6 +446,7 @@ static squint_err open_session(arank_job *job, const squint_session_options *opt
     job->session->trace = on_trace;
     job->session->trace_user = job;
     job->session->trace_mute = ~(1u << SQ_TRACE_QKV);
+    job->ids = cli_alloc(longest, sizeof *job->ids);
     job->ranks = cli_alloc(job->model->n_heads, sizeof *job->ranks);
     job->memory = cli_alloc(squint_session_threads(job->session), sizeof *job->memory);
     for (unsigned i = 0; i < squint_session_threads(job->session); i++)
@@ -461,6 +481,7 @@ static void release(arank_job *job)
     free(job->memory);
     free(job->samples);
     free(job->prompts);
+    free(job->ids);
     free(job->ranks);
     squint_session_close(&job->session);
     squint_model_close(&job->model);

@@ -42,9 +42,10 @@ typedef struct eval_job {
     size_t *picture_of;     /* [data.n] whose picture a sample is shown */
     reference **references; /* [data.n][n_captions] */
     size_t longest;         /* reference, in tokens */
-    uint32_t *prompt;       /* image tokens expanded */
-    uint32_t n_prompt;
-    uint32_t *ids;    /* [n_prompt + longest] of a dumped pass */
+    uint32_t *words;        /* [n_words] the prompt, a token in the image's place */
+    uint32_t *prompt;       /* [n_prompt] with the picture's vision tokens; room for most_prompt */
+    uint32_t n_words, n_prompt, most_prompt;
+    uint32_t *ids;    /* [most_prompt + longest] of a dumped pass */
     float *first;     /* [n_vocab] logits after the prompt */
     uint32_t **kept;  /* [n_layers][n_kept] positions of a dumped pass */
     uint32_t *n_kept; /* [n_layers] */
@@ -108,28 +109,35 @@ static squint_err make_prompt(eval_job *job, squint_msg *msg)
 {
     const squint_model *m = job->model;
     const size_t max_ids = sq_prompt_max_ids(0), scratch_bytes = sq_prompt_scratch(0);
-    uint32_t *ids = cli_alloc(max_ids, sizeof *ids);
     void *scratch = cli_alloc(scratch_bytes, 1);
     size_t n = 0;
+    job->words = cli_alloc(max_ids, sizeof *job->words);
     const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, NULL, scratch, scratch_bytes, ids, max_ids, &n, msg);
-    job->prompt = cli_alloc(n + m->n_vision, sizeof *job->prompt);
-    for (size_t i = 0; i < n; i++)
-        for (uint32_t copies = ids[i] == SQ_IMAGE_TOKEN ? m->n_vision : 1; copies; copies--)
-            job->prompt[job->n_prompt++] = ids[i];
-    free(ids);
+        sq_prompt_ids(m->tokenizer, m->template_name, NULL, scratch, scratch_bytes, job->words, max_ids, &n, msg);
     free(scratch);
-    return err;
+    if (err) return err;
+    job->n_words = (uint32_t)n;
+    job->most_prompt = job->n_words - 1 + m->n_vision;
+    job->prompt = cli_alloc(job->most_prompt, sizeof *job->prompt);
+    return SQUINT_OK;
+}
+
+static void expand_prompt(eval_job *job)
+{
+    memcpy(job->prompt, job->words, job->n_words * sizeof *job->prompt);
+    sq_prompt_expand(job->prompt, job->n_words, job->session->n_vision);
+    job->n_prompt = job->n_words - 1 + job->session->n_vision;
 }
 
 static squint_err open_session(eval_job *job, const squint_session_options *options, squint_msg *msg)
 {
     const squint_model *m = job->model;
-    const size_t after = job->longest > job->max_tokens ? job->longest : job->max_tokens, total = job->n_prompt + after;
+    const size_t after = job->longest > job->max_tokens ? job->longest : job->max_tokens;
+    const size_t total = job->most_prompt + after;
     if (total > m->n_ctx)
         return sq_fail(msg, SQUINT_ERR_LIMIT, "%s: %u tokens of prompt and %zu of caption; the model's context is %u",
-                       job->model_path, job->n_prompt, after, m->n_ctx);
-    const uint32_t rows = job->n_prompt + (uint32_t)job->longest;
+                       job->model_path, job->most_prompt, after, m->n_ctx);
+    const uint32_t rows = job->most_prompt + (uint32_t)job->longest;
     const sq_limits limits = {.max_rows = rows,
                               .max_tokens = (uint32_t)total,
                               .max_logits = job->dump ? rows : (uint32_t)job->longest + 1,
@@ -169,6 +177,7 @@ static squint_err see(eval_job *job, const char *path, squint_msg *msg)
     double clock = sq_now_ms();
     squint_err err = read_picture(job, path, msg);
     if (err) return err;
+    expand_prompt(job);
     t->ms[SQUINT_STAGE_IMAGE] += lap(&clock);
     sq_session_reset(s);
     if ((err = sq_session_encode(s, msg))) return err;
@@ -326,7 +335,7 @@ static void plan_dump(eval_job *job)
     job->kept = cli_alloc(job->model->n_layers, sizeof *job->kept);
     job->n_kept = cli_alloc(job->model->n_layers, sizeof *job->n_kept);
     for (uint32_t l = 0; l < job->model->n_layers; l++)
-        job->kept[l] = cli_alloc(job->n_prompt + job->longest, sizeof **job->kept);
+        job->kept[l] = cli_alloc(job->most_prompt + job->longest, sizeof **job->kept);
 }
 
 /* ---- All pictures -------------------------------------------------------------------------- */
@@ -487,8 +496,8 @@ static void release(eval_job *job)
     }
     for (uint32_t l = 0; job->kept && l < job->model->n_layers; l++)
         free(job->kept[l]);
-    void *const parts[] = {job->references, job->kept,  job->n_kept, job->picture_of, job->prompt,
-                           job->ids,        job->first, job->raw,    job->text};
+    void *const parts[] = {job->references, job->kept, job->n_kept, job->picture_of, job->words,
+                           job->prompt,     job->ids,  job->first,  job->raw,        job->text};
     for (size_t i = 0; i < SQ_COUNT(parts); i++)
         free(parts[i]);
     metrics_free(job->metrics);

@@ -381,6 +381,7 @@ static void read_sight(reader *r, const cJSON *json, sight *s)
     s->mode = read_text(r, json, "", "mode");
     s->caption = read_text(r, json, "", "caption");
     read_grid(r, json, &s->grid);
+    s->grid.row_tokens = s->grid.columns;
     s->n_vision = s->grid.columns * s->grid.rows;
     read_whole(r, json, "", "vision_tokens", s->n_vision, s->n_vision);
     s->n_prompt = read_whole(r, json, "", "prompt_tokens", s->n_vision, MOST_TOKENS);
