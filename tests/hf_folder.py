@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
@@ -537,8 +538,13 @@ def write_clip(folder, seed, dtype, weights):
 
 # ------------------------------------------------------------------- command
 
+def drawn_as(name):
+    """The copies of gamma-MoD's router are one router."""
+    return re.sub(r"^model\.layers\.\d+\.router\.weight$", "model.layers.router.weight", name)
+
+
 def made(tensors, seed, dtype, spelling=None):
-    return [(respelled(name, spelling) if spelling else name, *encoded(draw(seed, name, shape, kind), dtype))
+    return [(respelled(name, spelling) if spelling else name, *encoded(draw(seed, drawn_as(name), shape, kind), dtype))
             for name, shape, kind in tensors]
 
 
