@@ -38,6 +38,7 @@ static const struct {
     {"v.stem*",           CLASS_EXACT},
     {"v.position_embd*",  CLASS_EXACT},
     {"v.class_embd",      CLASS_EXACT},
+    {"v.hr.*.gate.*",     CLASS_EXACT},     /* a number for the whole picture hangs on it */
     {"token_embd.weight", CLASS_EMBEDDING},
     {"output.weight",     CLASS_EMBEDDING},
     {"blk.*.weight",      CLASS_DECODER},
