@@ -94,6 +94,7 @@ sq_gemm_fn sq_gemm_i8_c, sq_gemm_i4_c;
 sq_rows_pack_fn sq_rows_pack_c;
 sq_row_fn sq_row_c;
 sq_attn_fn sq_attention_c;
+sq_depthwise_fn sq_depthwise_c;
 sq_dot_fn sq_dot_c;
 sq_dots_fn sq_dots_c;
 sq_scale_fn sq_scale_c;
@@ -109,6 +110,7 @@ sq_gemm_fn sq_gemm_i8_avx2, sq_gemm_i4_avx2;
 sq_rows_pack_fn sq_rows_pack_avx2;
 sq_row_fn sq_row_avx2;
 sq_attn_fn sq_attention_avx2;
+sq_depthwise_fn sq_depthwise_avx2;
 sq_dot_fn sq_dot_avx2;
 sq_dots_fn sq_dots_avx2;
 sq_scale_fn sq_scale_avx2;
@@ -129,6 +131,7 @@ sq_rows_pack_fn sq_rows_pack_avx512;
 sq_row_fn sq_row_avx512;
 sq_to_q8_fn sq_to_q8_avx512;
 sq_attn_fn sq_attention_avx512;
+sq_depthwise_fn sq_depthwise_avx512;
 
 /* ---- NEON; the sets differ in their matrix products alone -------------------------------- */
 
@@ -137,6 +140,7 @@ sq_gemm_fn sq_gemm_neon, sq_gemm_dotprod, sq_gemm_i8mm; /* int8 and int4 */
 sq_rows_pack_fn sq_rows_pack_neon;
 sq_row_fn sq_row_neon;
 sq_attn_fn sq_attention_neon;
+sq_depthwise_fn sq_depthwise_neon;
 sq_dot_fn sq_dot_neon;
 sq_dots_fn sq_dots_neon;
 sq_scale_fn sq_scale_neon;

@@ -137,6 +137,27 @@ typedef struct sq_attn {
 
 typedef void sq_attn_fn(const sq_attn *a);
 
+/* ---- Depthwise convolution ---------------------------------------------------------------- */
+
+enum { SQ_DEPTHWISE_SIDE = 7, SQ_DEPTHWISE_TAPS = SQ_DEPTHWISE_SIDE * SQ_DEPTHWISE_SIDE };
+
+/*
+ * One row of a 7x7 convolution of each channel by itself, with zeros around the map:
+ *
+ *   out[x][c] = bias[c] + sum over ky, kx of w[7 ky + kx][c] * rows[ky][x + kx - 3][c]
+ *
+ * each product added with one rounding, row after row; those outside the map are left out.
+ */
+typedef struct sq_depthwise {
+    const float *rows[SQ_DEPTHWISE_SIDE]; /* [width][channels] each; NULL: above or below the map */
+    const float *w;                       /* [49][channels] */
+    const float *bias;                    /* [channels] */
+    uint32_t width, channels;
+    float *out; /* [width][channels], none of the rows */
+} sq_depthwise;
+
+typedef void sq_depthwise_fn(const sq_depthwise *d);
+
 /* ---- Small vectors ----------------------------------------------------------------------- */
 
 /* sum x[i] * y[i] */
@@ -175,6 +196,7 @@ typedef struct sq_kernels {
     sq_rows_pack_fn *rows_pack;
     sq_row_fn *row;
     sq_attn_fn *attention;
+    sq_depthwise_fn *depthwise;
     sq_dot_fn *dot;
     sq_dots_fn *dots;
     sq_scale_fn *scale;

@@ -998,6 +998,68 @@ static void attention_survives_any_number(void **state)
     kernels->attention(&none);
 }
 
+/* ---- Depthwise convolution ---------------------------------------------------------------- */
+
+/* Each row of a map of its own memory, so that nothing beside it is read. Rows above and below the map are NULL. */
+static void depthwise_alloc(sq_depthwise *d, uint32_t width, uint32_t channels, uint32_t first_row, uint32_t n_rows)
+{
+    *d = (sq_depthwise){.width = width, .channels = channels};
+    d->w = random_floats((size_t)SQ_DEPTHWISE_TAPS * channels, 1.0f);
+    d->bias = random_floats(channels, 1.0f);
+    d->out = guarded((size_t)width * channels, sizeof *d->out);
+    for (uint32_t ky = first_row; ky < first_row + n_rows; ky++)
+        d->rows[ky] = random_floats((size_t)width * channels, 1.0f);
+}
+
+static void depthwise_free(sq_depthwise *d)
+{
+    guarded_free((void *)d->w);
+    guarded_free((void *)d->bias);
+    guarded_free(d->out);
+    for (int ky = 0; ky < SQ_DEPTHWISE_SIDE; ky++)
+        guarded_free((void *)d->rows[ky]);
+}
+
+/* 49 products, each with one rounding of a sum that is at most `size`. */
+static void assert_depthwise(const sq_depthwise *d)
+{
+    const int64_t width = d->width, channels = d->channels;
+    for (int64_t x = 0; x < width; x++)
+        for (int64_t c = 0; c < channels; c++) {
+            double want = d->bias[c], size = fabs(want);
+            for (int64_t ky = 0; ky < SQ_DEPTHWISE_SIDE; ky++)
+                for (int64_t at = x - 3; at <= x + 3; at++) {
+                    if (!d->rows[ky] || at < 0 || at >= width) continue;
+                    const double w = d->w[(ky * SQ_DEPTHWISE_SIDE + at - x + 3) * channels + c];
+                    want += w * d->rows[ky][at * channels + c];
+                    size += fabs(w * d->rows[ky][at * channels + c]);
+                }
+            assert_near(d->out[x * channels + c], want, FLT_EPSILON * 25 * size);
+        }
+}
+
+static void depthwise_of_every_shape(void **state)
+{
+    (void)state;
+    static const uint32_t widths[] = {1, 2, 3, 4, 6, 7, 8, 11, 12, 13, 14, 15, 23, 30},
+                          channels[] = {1, 8, 16, 21, 64, 83};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        for (size_t j = 0; j < sizeof channels / sizeof *channels; j++)
+            for (uint32_t first = 0; first < 4; first++) {
+                sq_depthwise d;
+                depthwise_alloc(&d, widths[i], channels[j], first, SQ_DEPTHWISE_SIDE - (uint32_t)i % 4 - first);
+                kernels->depthwise(&d);
+                assert_depthwise(&d);
+                const size_t n = (size_t)d.width * d.channels;
+                float *const got = guarded(n, sizeof *got);
+                memcpy(got, d.out, n * sizeof *got);
+                plain_c->depthwise(&d);
+                assert_memory_equal(got, d.out, n * sizeof *got);
+                guarded_free(got);
+                depthwise_free(&d);
+            }
+}
+
 /* ---- Small vectors ----------------------------------------------------------------------- */
 
 static void dot_products(void **state)
@@ -1304,6 +1366,7 @@ int main(void)
         cmocka_unit_test(far_scores_have_no_weight),
         cmocka_unit_test(equal_scores_give_the_mean),
         cmocka_unit_test(attention_survives_any_number),
+        cmocka_unit_test(depthwise_of_every_shape),
         cmocka_unit_test(dot_products),
         cmocka_unit_test(dot_products_of_rows),
         cmocka_unit_test(scaled_vectors),
