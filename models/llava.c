@@ -180,41 +180,26 @@ static squint_err load(squint_model *m, squint_msg *msg)
     return SQUINT_OK;
 }
 
-/* What the products of a session can need at most. */
-typedef struct needs {
-    uint32_t max_k, min_group;
-    bool any_f32;
-} needs;
-
-static void need(needs *n, const sq_mat *w)
+static sq_needs needs_of(const sq_llava *net)
 {
-    if (!w->n) return;
-    n->max_k = w->k > n->max_k ? w->k : n->max_k;
-    n->any_f32 |= w->f32 != NULL;
-    if (w->f32) return;
-    const uint32_t group = sq_panels_act_group(&w->panels);
-    n->min_group = group < n->min_group ? group : n->min_group;
-}
-
-static needs needs_of(const sq_llava *net)
-{
-    needs n = {.max_k = 1, .min_group = SQ_ACT_GROUP};
+    sq_needs n = {.max_k = 1, .min_group = SQ_ACT_GROUP};
     const sq_decoder *const dec = &net->decoder;
-    need(&n, &dec->output);
+    sq_need(&n, &dec->output, 0);
     for (uint32_t l = 0; l < dec->n_layers; l++) {
         const sq_decoder_layer *const w = &dec->layers[l];
         const sq_mat *const mats[] = {&w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down};
         for (size_t i = 0; i < SQ_COUNT(mats); i++)
-            need(&n, mats[i]);
+            sq_need(&n, mats[i], 0);
     }
     for (uint32_t l = 0; l < net->vit.n_layers; l++) {
         const sq_vit_layer *const w = &net->vit.layers[l];
         const sq_mat *const mats[] = {&w->q, &w->k, &w->v, &w->out, &w->fc1, &w->fc2};
         for (size_t i = 0; i < SQ_COUNT(mats); i++)
-            need(&n, mats[i]);
+            sq_need(&n, mats[i], 0);
     }
-    need(&n, &net->projector.w0);
-    need(&n, &net->projector.w2);
+    sq_need(&n, &net->projector.w0, 0);
+    sq_need(&n, &net->projector.w2, 0);
+    sq_vision_needs(net, &n);
     n.any_f32 |= net->vit.patch.w.n != 0; /* convolutions are float, and read their rows as they lie */
     return n;
 }
@@ -222,12 +207,13 @@ static needs needs_of(const sq_llava *net)
 static void plan(squint_session *s, sq_arena *arena)
 {
     const sq_llava *const net = s->model->net;
-    const needs n = needs_of(net);
+    const sq_needs n = needs_of(net);
     sq_llava_state planning = {0}, *state = sq_take(arena, 1, sizeof *state);
     s->state = state;
     if (!state) state = &planning;
     *state = planning;
-    const uint32_t rows = s->limits.max_rows > net->vit.n_positions ? s->limits.max_rows : net->vit.n_positions;
+    uint32_t rows = s->limits.max_rows > net->vit.n_positions ? s->limits.max_rows : net->vit.n_positions;
+    if (rows < n.max_m) rows = n.max_m;
     sq_compute_plan(&s->compute, arena, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
 
     sq_decoder_plan_lasting(s, &net->decoder, state, arena);

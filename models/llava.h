@@ -27,6 +27,11 @@ typedef struct sq_affine {
     const float *weight, *bias; /* [d]; weight NULL: absent */
 } sq_affine;
 
+typedef struct sq_linear {
+    sq_mat w;
+    const float *bias; /* [w.n] or NULL */
+} sq_linear;
+
 typedef struct sq_vit_layer {
     sq_affine ln1, ln2;
     sq_mat q, k, v, out, fc1, fc2;
@@ -34,6 +39,7 @@ typedef struct sq_vit_layer {
 } sq_vit_layer;
 
 typedef struct sq_vit {
+    uint32_t side;                    /* of the square that it sees, pixels */
     uint32_t d, f, n_heads, n_layers; /* n_layers: encoder layers executed */
     uint32_t n_patches, n_positions;  /* n_positions = n_patches + 1 with a class token */
     float eps;
@@ -51,6 +57,55 @@ typedef struct sq_projector {
     sq_mat w0, w2;
     const float *b0, *b2;
 } sq_projector;
+
+/* ConvNeXt: see models/convnext.c. */
+enum { SQ_SLOW_STAGES = 4, SQ_SLOW_STEM = 4, SQ_SLOW_STRIDE = 32 };
+
+typedef struct sq_convnext_block {
+    sq_affine dw, norm; /* dw.weight [49][channels] */
+    sq_linear pw1, pw2;
+} sq_convnext_block;
+
+typedef struct sq_convnext_stage {
+    uint32_t side, channels, depth;
+    sq_conv conv;              /* from the map before, or from the picture */
+    sq_affine norm;            /* of the map before; of the first stage, after the convolution */
+    sq_convnext_block *blocks; /* [depth] */
+} sq_convnext_stage;
+
+typedef struct sq_convnext {
+    uint32_t side;        /* of the picture, pixels */
+    uint32_t band_places; /* of a map that a block's hidden map exists for at a time */
+    float eps;
+    sq_convnext_stage stages[SQ_SLOW_STAGES];
+} sq_convnext;
+
+/* LLaVA-HR: see models/hr.c. */
+enum { SQ_HR_GROUPS = 4 };
+
+typedef struct sq_hr_adapter {
+    sq_linear slow_conv, slow_proj, fast_proj, gate0, gate2; /* gates are floats */
+    sq_affine fast_conv;                                     /* weight [49][d] */
+} sq_hr_adapter;
+
+typedef struct sq_hr {
+    uint32_t ends[SQ_HR_GROUPS]; /* CLIP's blocks of each group: one past its last */
+    bool has_adapters;
+    sq_hr_adapter adapters[SQ_HR_GROUPS - 1]; /* after each group but the last */
+    sq_linear out_fast, out_slow;
+} sq_hr;
+
+/* Mini-Gemini: see models/mgm.c. d_aux: channels of all stages. */
+typedef struct sq_mgm {
+    uint32_t grid, n_images; /* CLIP sees grid x grid parts of the picture, and maybe the whole */
+    bool global;             /* it does */
+    uint32_t m;              /* a token looks at m x m places of the map */
+    sq_affine q_norm, v_norm;
+    sq_affine plain; /* [d_aux] ones and zeros */
+    sq_linear q, v;
+    sq_mat keys;             /* [d_aux][d]: W_k transposed, times the norm's weights */
+    const float *key_offset; /* [d] W_k times the norm's biases, and the layer's */
+} sq_mgm;
 
 /* ---- How routed layers run ---------------------------------------------------------------- */
 
@@ -123,14 +178,25 @@ typedef struct sq_decoder {
 typedef enum sq_vision_kind {
     SQ_VISION_NONE,
     SQ_VISION_CLIP, /* one square of the picture, as m->image_rule has it: clip_pad, clip_crop, clip_stretch */
+    SQ_VISION_HR,   /* llava_hr */
+    SQ_VISION_MGM,  /* mgm */
 } sq_vision_kind;
 
 typedef struct sq_llava {
     sq_decoder decoder;
     sq_vision_kind vision_kind;
     sq_vit vit;
+    sq_convnext slow; /* llava_hr and mgm */
+    sq_hr hr;
+    sq_mgm mgm;
     sq_projector projector;
 } sq_llava;
+
+/* What the products of a session can need at most. */
+typedef struct sq_needs {
+    uint32_t max_m, max_k, min_group;
+    bool any_f32; /* of rows that must be made first */
+} sq_needs;
 
 /* What a kind does; models/vision.c has one of each. */
 typedef struct sq_front {
@@ -141,7 +207,9 @@ typedef struct sq_front {
     /** sq_family.picture. */
     squint_err (*picture)(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
                           squint_msg *msg);
-    /** What it needs besides sq_vit_plan(), which the decoder's memory lies over. NULL: nothing. */
+    /** What the products that are its own need. NULL: nothing. */
+    void (*needs)(const sq_llava *net, sq_needs *needs);
+    /** Buffers, sq_vit_plan()'s included, which the decoder's lie over. */
     void (*plan)(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
     /** Runs of the towers' steps, for progress. */
     uint32_t (*steps)(const squint_session *s);
@@ -166,6 +234,33 @@ typedef struct sq_lag {
     float dots[SQ_DOTS]; /* of the row in memory and layer l's router, at l % SQ_DOTS */
     uint32_t scored;     /* for the layers before this one dots is known */
 } sq_lag;
+
+typedef struct sq_convnext_state {
+    float *rows;   /* a band of a map, convolved */
+    float *hidden; /* the same four times as wide, or inputs of a convolution */
+    float *saved;  /* 3 rows as they were before a block changed them */
+} sq_convnext_state;
+
+typedef struct sq_hr_state {
+    float *map;     /* of all the slow tower's stages, one after another */
+    float *small;   /* [3][vit.side][vit.side] */
+    float *inner;   /* [places][slow channels] */
+    float *tokens;  /* [places][vit.d] */
+    float *matched; /* [n_patches][vit.d]: the same, where they are more or fewer */
+    double *sums;   /* [2 vit.d] */
+    float *means;   /* [2 vit.d] */
+    float *gate;    /* [2][width of the widest gate] */
+} sq_hr_state;
+
+typedef struct sq_mgm_state {
+    float *tokens;               /* [n_images][n_patches][vit.d] */
+    float *large;                /* [3][grid * vit.side][grid * vit.side] */
+    float *image;                /* [3][vit.side][vit.side] */
+    float *maps[SQ_SLOW_STAGES]; /* of the slow tower's stages */
+    float *queries;              /* [n_patches][vit.d] */
+    float *asked;                /* [n_patches][d_aux] what a token looks for, then what it found */
+    float *scratch;              /* a part for each worker: see models/mgm.c */
+} sq_mgm_state;
 
 struct sq_llava_state {
     /* decoder */
@@ -193,7 +288,10 @@ struct sq_llava_state {
     float *vit_qkv;  /* [n_positions][3 vit.d and some]: queries, keys, values */
     float *vit_attn; /* [n_positions][vit.d] */
     float *vit_mlp;  /* [n_positions][vit.f] or [n_patches][projector.hidden] */
-    uint32_t step;   /* of n_steps: blocks done, of all images */
+    sq_convnext_state slow;
+    sq_hr_state hr;
+    sq_mgm_state mgm;
+    uint32_t step; /* of n_steps: blocks done, of all images */
     uint32_t n_steps;
 };
 
@@ -268,6 +366,58 @@ squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);
  * them. */
 void sq_mod_settle(const sq_pass *p, uint32_t first_row);
 
+/* models/parts.c */
+/** NAME.weight and NAME.bias. */
+squint_err sq_load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out,
+                          squint_msg *msg);
+squint_err sq_load_linear(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_linear *out, squint_msg *msg);
+/** conv->in and kernel are known; a bias need not be there. */
+squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg);
+/** 7x7 taps a channel, as sq_depthwise wants them. */
+squint_err sq_load_depthwise(squint_model *m, const char *name, uint32_t channels, sq_affine *out, squint_msg *msg);
+/** Rows of d floats at x through a layer norm. */
+sq_rows_in sq_norm_rows(const sq_affine *norm, const float *x, uint32_t d, float eps);
+/** out[m][l->w.n] = the layer of m rows, or += */
+void sq_run_linear(squint_session *s, const sq_linear *l, const sq_rows_in *in, uint32_t m, float *out, bool add);
+double sq_linear_macs(const sq_linear *l, double rows);
+/** Products of `rows` rows with w; not for floats that are read as they lie. */
+void sq_need(sq_needs *needs, const sq_mat *w, uint32_t rows);
+
+/* models/convnext.c */
+/** For pictures of side x side pixels, a key's value: a multiple of SQ_SLOW_STRIDE. */
+squint_err sq_convnext_load(squint_model *m, uint32_t side, sq_convnext *net, squint_msg *msg);
+void sq_convnext_needs(const sq_convnext *net, sq_needs *needs);
+size_t sq_convnext_map_floats(const sq_convnext *net, uint32_t stage);
+/** Buffers of a run, the maps excepted. */
+void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_arena *arena);
+/**
+ * A picture to the maps after each stage, [side][side][channels]. All maps may be one, which then has room for the
+ * largest and ends as the last.
+ * @param pixels  [3][net->side][net->side]
+ */
+squint_err sq_convnext_forward(squint_session *s, const sq_convnext *net, const sq_convnext_state *state,
+                               const float *pixels, float *const maps[SQ_SLOW_STAGES], squint_msg *msg);
+uint32_t sq_convnext_steps(const sq_convnext *net);
+double sq_convnext_macs(const sq_convnext *net);
+
+/* models/hr.c */
+extern const sq_front sq_front_hr;
+/** Adapter i over CLIP's tokens, state->vit_x, and the slow map, state->hr.map. */
+void sq_hr_adapt(squint_session *s, uint32_t i);
+/** Both of them as the projector's input, [n_patches][vit.d]. */
+const float *sq_hr_align(squint_session *s);
+
+/* models/mgm.c */
+extern const sq_front sq_front_mgm;
+/**
+ * What a token finds in n places.
+ * @param query  [d]
+ * @param z      [n][d_aux] places, normed without weights
+ * @param asked  [d_aux] in: mgm->keys times the query; out: what v multiplies
+ */
+void sq_mgm_look(const sq_mgm *mgm, const sq_kernels *kernels, const float *query, const float *z, uint32_t n,
+                 float *asked);
+
 /* models/vit.c */
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
@@ -289,6 +439,8 @@ double sq_vit_macs(const sq_vit *vit);
 squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg);
 /** Tells the engine of tokens and pixels; net->vision_kind and the tower are known. */
 void sq_vision_describe(squint_model *m);
+/** What the front end's own products need, CLIP's and the projector's excepted. */
+void sq_vision_needs(const sq_llava *net, sq_needs *needs);
 void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
 squint_err sq_vision_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
                              squint_msg *msg);

@@ -175,6 +175,7 @@ static squint_err make_tower_layer(tower_maker *t, sq_vit_layer *w)
 static squint_err make_embedding(tower_maker *t, sq_vit *vit)
 {
     const uint32_t patch = t->shape->patch, side = t->shape->image / patch;
+    vit->side = t->shape->image;
     vit->patch = (sq_conv){.in = 3, .kernel = patch, .stride = patch, .side = side};
     const squint_err err =
         make_floats(t, vit->d, patch * patch * 3, 1 / sqrtf((float)(patch * patch * 3)), &vit->patch.w);

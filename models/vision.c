@@ -46,12 +46,17 @@ static double clip_macs(const squint_session *s)
     return sq_vit_macs(&net->vit) + sq_projector_macs(&net->projector, s->n_vision);
 }
 
-static const sq_front clip = {
-    .describe = clip_describe, .picture = clip_picture, .steps = clip_steps, .encode = clip_encode, .macs = clip_macs};
+static const sq_front clip = {.describe = clip_describe,
+                              .picture = clip_picture,
+                              .plan = sq_vit_plan,
+                              .steps = clip_steps,
+                              .encode = clip_encode,
+                              .macs = clip_macs};
 
 /* ---- all of them ---- */
 
-static const sq_front *const fronts[] = {[SQ_VISION_CLIP] = &clip};
+static const sq_front *const fronts[] = {
+    [SQ_VISION_CLIP] = &clip, [SQ_VISION_HR] = &sq_front_hr, [SQ_VISION_MGM] = &sq_front_mgm};
 
 static const sq_front *front_of(const squint_session *s) { return fronts[sq_llava_of(s)->vision_kind]; }
 
@@ -63,7 +68,9 @@ static squint_err read_kind(squint_model *m, sq_vision_kind *kind, squint_msg *m
         sq_fit fit;
     } types[] = {{"clip_stretch", SQ_VISION_CLIP, SQ_FIT_STRETCH},
                  {"clip_pad", SQ_VISION_CLIP, SQ_FIT_PAD},
-                 {"clip_crop", SQ_VISION_CLIP, SQ_FIT_CROP}};
+                 {"clip_crop", SQ_VISION_CLIP, SQ_FIT_CROP},
+                 {"llava_hr", SQ_VISION_HR, SQ_FIT_PAD},
+                 {"mgm", SQ_VISION_MGM, SQ_FIT_PAD}};
     sq_str type = {"clip_pad", 8};
     const squint_err err = sq_gguf_get_str(m->file, "squint.vision.type", false, &type, msg);
     if (err) return err;
@@ -74,7 +81,7 @@ static squint_err read_kind(squint_model *m, sq_vision_kind *kind, squint_msg *m
             return SQUINT_OK;
         }
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                   "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad or clip_crop",
+                   "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad, clip_crop, llava_hr or mgm",
                    sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
 }
 
@@ -93,11 +100,17 @@ squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg)
 
 void sq_vision_describe(squint_model *m) { fronts[((const sq_llava *)m->net)->vision_kind]->describe(m); }
 
+void sq_vision_needs(const sq_llava *net, sq_needs *needs)
+{
+    if (net->vision_kind == SQ_VISION_NONE) return;
+    const sq_front *const front = fronts[net->vision_kind];
+    if (front->needs) front->needs(net, needs);
+}
+
 void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
 {
     if (net->vision_kind == SQ_VISION_NONE) return;
-    sq_vit_plan(s, net, state, arena);
-    if (fronts[net->vision_kind]->plan) fronts[net->vision_kind]->plan(s, net, state, arena);
+    fronts[net->vision_kind]->plan(s, net, state, arena);
 }
 
 squint_err sq_vision_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,

@@ -84,36 +84,6 @@ static squint_err check_sizes(const squint_model *m, const sq_vit *vit, const vi
     return SQUINT_OK;
 }
 
-/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in]. */
-static void reorder_conv(const float *src, float *dst, uint32_t out, uint32_t in, uint32_t taps)
-{
-    for (uint32_t o = 0; o < out; o++, src += (size_t)in * taps, dst += (size_t)in * taps)
-        for (uint32_t c = 0; c < in; c++)
-            for (uint32_t t = 0; t < taps; t++)
-                dst[t * in + c] = src[c * taps + t];
-}
-
-static squint_err load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg)
-{
-    char tensor[64];
-    const uint32_t taps = conv->kernel * conv->kernel;
-    snprintf(tensor, sizeof tensor, "%s.weight", name);
-    if ((uint64_t)taps * conv->in > SQ_MAX_K)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path(m->file), tensor,
-                       SQ_MAX_K);
-    squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
-    if (err) return err;
-    if (!conv->w.f32)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path(m->file),
-                       tensor);
-    float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
-    if (!weights) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), tensor);
-    reorder_conv(conv->w.f32, weights, out, conv->in, taps);
-    conv->w.f32 = weights;
-    snprintf(tensor, sizeof tensor, "%s.bias", name);
-    return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
-}
-
 /* Output channels of a stem convolution are known from its tensor alone. */
 static squint_err stem_channels(const squint_model *m, uint32_t i, uint32_t *out, squint_msg *msg)
 {
@@ -140,23 +110,12 @@ static squint_err load_convs(squint_model *m, sq_vit *vit, const vit_keys *keys,
         conv->side = side = (side + 2 * conv->pad - conv->kernel) / conv->stride + 1;
         channels = out;
         snprintf(name, sizeof name, "v.stem.%u", i);
-        if ((err = load_conv(m, name, out, conv, msg))) return err;
+        if ((err = sq_load_conv(m, name, out, conv, msg))) return err;
     }
     const uint32_t kernel = keys->patch / keys->stem_stride;
     if (side < kernel) return bad_key(m, "clip.vision.patch_size", keys->patch, "within the image", msg);
     vit->patch = (sq_conv){.in = channels, .kernel = kernel, .stride = kernel, .side = (side - kernel) / kernel + 1};
-    return load_conv(m, "v.patch_embd", vit->d, &vit->patch, msg);
-}
-
-static squint_err load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out,
-                              squint_msg *msg)
-{
-    char tensor[64];
-    snprintf(tensor, sizeof tensor, "%s.weight", name);
-    const squint_err err = sq_load_vec(m, tensor, d, required, &out->weight, msg);
-    if (err || !out->weight) return err;
-    snprintf(tensor, sizeof tensor, "%s.bias", name);
-    return sq_load_vec(m, tensor, d, true, &out->bias, msg);
+    return sq_load_conv(m, "v.patch_embd", vit->d, &vit->patch, msg);
 }
 
 static squint_err load_linear(squint_model *m, uint32_t layer, const char *name, uint32_t n, uint32_t k, sq_mat *w,
@@ -189,9 +148,9 @@ static squint_err load_layer(squint_model *m, const sq_vit *vit, uint32_t l, sq_
     char name[32];
     squint_err err;
     snprintf(name, sizeof name, "v.blk.%u.ln1", l);
-    if ((err = load_affine(m, name, d, true, &w->ln1, msg))) return err;
+    if ((err = sq_load_affine(m, name, d, true, &w->ln1, msg))) return err;
     snprintf(name, sizeof name, "v.blk.%u.ln2", l);
-    if ((err = load_affine(m, name, d, true, &w->ln2, msg))) return err;
+    if ((err = sq_load_affine(m, name, d, true, &w->ln2, msg))) return err;
     if ((err = load_linear(m, l, "attn_q", d, d, &w->q, &w->q_b, msg))) return err;
     if ((err = load_linear(m, l, "attn_k", d, d, &w->k, &w->k_b, msg))) return err;
     if ((err = load_linear(m, l, "attn_v", d, d, &w->v, &w->v_b, msg))) return err;
@@ -229,6 +188,7 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     if ((err = read_image_rule(m, keys.image, msg))) return err;
     if ((err = load_convs(m, vit, &keys, msg))) return err;
     vit->activation = keys.use_gelu ? SQ_ROW_GELU : SQ_ROW_QUICKGELU;
+    vit->side = keys.image;
     vit->n_layers = keys.layers_run;
     vit->n_patches = vit->patch.side * vit->patch.side;
     if ((err = sq_load_vec(m, "v.class_embd", vit->d, false, &vit->class_embd, msg))) return err;
@@ -236,8 +196,8 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     if ((err = sq_load_vec(m, "v.position_embd.weight", (size_t)vit->n_positions * vit->d, true, &vit->position_embd,
                            msg)))
         return err;
-    if ((err = load_affine(m, "v.pre_ln", vit->d, false, &vit->pre_ln, msg))) return err;
-    if (keys.post_ln && (err = load_affine(m, "v.post_ln", vit->d, true, &vit->post_ln, msg))) return err;
+    if ((err = sq_load_affine(m, "v.pre_ln", vit->d, false, &vit->pre_ln, msg))) return err;
+    if (keys.post_ln && (err = sq_load_affine(m, "v.post_ln", vit->d, true, &vit->post_ln, msg))) return err;
     vit->layers = sq_model_take(m, vit->n_layers, sizeof *vit->layers);
     if (!vit->layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the tower", sq_gguf_path(m->file));
     for (uint32_t l = 0; l < vit->n_layers; l++)
@@ -269,7 +229,8 @@ static size_t qkv_floats(const sq_vit *vit) { return ((3 * (size_t)vit->d + 15) 
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
 {
     const sq_vit *const vit = &net->vit;
-    const size_t side = s->model->image_rule.size;
+    const size_t side = vit->side;
+    (void)s;
     size_t map = side * side * 3, patches = patch_floats(&vit->patch);
     for (uint32_t i = 0; i < vit->n_stem; i++) {
         map = max_size(map, map_floats(&vit->stem[i]));
@@ -352,7 +313,7 @@ void sq_vit_embed(squint_session *s, const float *pixels)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
     sq_llava_state *const state = sq_llava_state_of(s);
-    uint32_t side = s->model->image_rule.size;
+    uint32_t side = vit->side;
     unsigned from = 0;
     sq_trace(s, SQ_TRACE_PIXELS, -1, pixels, 1, 3 * side * side);
     pixels_to_map(pixels, state->map[0], side);

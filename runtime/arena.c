@@ -15,8 +15,6 @@
 #endif
 #endif
 
-enum { ARENA_ALIGN = 64 };
-
 #ifdef ARENA_ASAN
 #include <sanitizer/asan_interface.h>
 enum { ARENA_GAP = 64 };
@@ -73,11 +71,11 @@ void *sq_take(sq_arena *arena, size_t n, size_t size)
 {
     size_t bytes, end;
     if (!sq_mul(n, size, &bytes) || !sq_add(arena->used, bytes, &end) ||
-        !sq_add(end, ARENA_GAP + ARENA_ALIGN - 1, &end)) {
+        !sq_add(end, ARENA_GAP + SQ_ARENA_ALIGN - 1, &end)) {
         arena->full = true;
         return NULL;
     }
-    end = end / ARENA_ALIGN * ARENA_ALIGN;
+    end = end / SQ_ARENA_ALIGN * SQ_ARENA_ALIGN;
     if (arena->base && end > arena->size) arena->full = true;
     if (arena->full) return NULL;
 

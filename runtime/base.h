@@ -47,6 +47,7 @@ bool sq_add(size_t a, size_t b, size_t *out);
  * NULL, when sizes only add up in `used`, then on a block of that size. After the second run `full` must
  * be false; overflow in either run sets it. Built with ASan the parts have poisoned gaps between them.
  */
+enum { SQ_ARENA_ALIGN = 64 };
 typedef struct sq_arena {
     uint8_t *base; /* 64-byte aligned, or NULL while planning */
     size_t size;   /* bytes at base */

@@ -1,0 +1,107 @@
+/*
+ * What the towers load alike: norms, linear layers, convolutions; and how much room their products need.
+ * SPDX-License-Identifier: MIT
+ */
+#include "models/llava.h"
+
+#include <stdio.h>
+#include <string.h>
+
+squint_err sq_load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out, squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const squint_err err = sq_load_vec(m, tensor, d, required, &out->weight, msg);
+    if (err || !out->weight) return err;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, d, true, &out->bias, msg);
+}
+
+squint_err sq_load_linear(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_linear *out, squint_msg *msg)
+{
+    char tensor[64];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const squint_err err = sq_load_mat(m, tensor, n, k, &out->w, msg);
+    if (err) return err;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, n, true, &out->bias, msg);
+}
+
+/* ---- convolutions ---- */
+
+static squint_err no_memory(const squint_model *m, const char *tensor, squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), tensor);
+}
+
+/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in]. */
+static void reorder_conv(const float *src, float *dst, uint32_t out, uint32_t in, uint32_t taps)
+{
+    for (uint32_t o = 0; o < out; o++, src += (size_t)in * taps, dst += (size_t)in * taps)
+        for (uint32_t c = 0; c < in; c++)
+            for (uint32_t t = 0; t < taps; t++)
+                dst[t * in + c] = src[c * taps + t];
+}
+
+squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg)
+{
+    char tensor[64];
+    const uint32_t taps = conv->kernel * conv->kernel;
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    if ((uint64_t)taps * conv->in > SQ_MAX_K)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path(m->file), tensor,
+                       SQ_MAX_K);
+    squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
+    if (err) return err;
+    if (!conv->w.f32)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path(m->file),
+                       tensor);
+    float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
+    if (!weights) return no_memory(m, tensor, msg);
+    reorder_conv(conv->w.f32, weights, out, conv->in, taps);
+    conv->w.f32 = weights;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
+}
+
+squint_err sq_load_depthwise(squint_model *m, const char *name, uint32_t channels, sq_affine *out, squint_msg *msg)
+{
+    char tensor[64];
+    const float *src;
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const squint_err err = sq_load_vec(m, tensor, (size_t)SQ_DEPTHWISE_TAPS * channels, true, &src, msg);
+    if (err) return err;
+    float *const weights = sq_model_take(m, (size_t)SQ_DEPTHWISE_TAPS * channels, sizeof *weights);
+    if (!weights) return no_memory(m, tensor, msg);
+    reorder_conv(src, weights, 1, channels, SQ_DEPTHWISE_TAPS);
+    out->weight = weights;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return sq_load_vec(m, tensor, channels, true, &out->bias, msg);
+}
+
+/* ---- products ---- */
+
+sq_rows_in sq_norm_rows(const sq_affine *norm, const float *x, uint32_t d, float eps)
+{
+    return (sq_rows_in){
+        .x = x, .ldx = d, .k = d, .op = SQ_ROW_LAYERNORM, .weight = norm->weight, .bias = norm->bias, .eps = eps};
+}
+
+void sq_run_linear(squint_session *s, const sq_linear *l, const sq_rows_in *in, uint32_t m, float *out, bool add)
+{
+    const sq_gemm_out store = {.c = out, .ldc = l->w.n, .bias = l->bias, .add = add};
+    sq_project(&s->compute, in, m, (const sq_mat *const[]){&l->w}, &store, 1);
+}
+
+double sq_linear_macs(const sq_linear *l, double rows) { return rows * l->w.n * l->w.k; }
+
+void sq_need(sq_needs *needs, const sq_mat *w, uint32_t rows)
+{
+    if (!w->n) return;
+    needs->max_m = rows > needs->max_m ? rows : needs->max_m;
+    needs->max_k = w->k > needs->max_k ? w->k : needs->max_k;
+    needs->any_f32 |= w->f32 != NULL;
+    if (w->f32) return;
+    const uint32_t group = sq_panels_act_group(&w->panels);
+    needs->min_group = group < needs->min_group ? group : needs->min_group;
+}
