@@ -98,7 +98,8 @@ def inputs_of(source):
 
 
 def convert(args):
-    made, source = families.open_folder(args.folder, args.vision_tower, args.skip_ratio, args.name)
+    source = families.open_folder(args.folder, args.vision_tower, args.skip_ratio)
+    made = families.recipe_of(source, args.name)
     fate = recipe.ledger(made, source.tensors, source.layout.spelt, args.folder)
     text = ledger_text(fate, source.tensors)
     progress, inputs = Progress(), inputs_of(source)

@@ -17,32 +17,30 @@ LLAMA_DEFAULTS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_l
 
 @dataclasses.dataclass
 class Source:
-    """A checkpoint folder, opened."""
+    """A checkpoint folder, opened. Of the weights, only names and places are known."""
     folder: pathlib.Path
     config: settings.Settings
+    family: "Family"
     tensors: dict  # by common name
     layout: layout.Layout
     vision_tower: pathlib.Path = None
     skip_ratio: float = None
+    clip_alone: bool = False  # the tower's tensors are from a folder of CLIP, which has a text model too
 
 
 # ---------------------------------------------------------- original families
 
-def without_clip(tensors):
-    return not any(name.startswith(layout.TOWER) for name in tensors)
+def clip_alone(folder, config, given):
+    """CLIP's tensors from a folder of its own, for a checkpoint that has none."""
+    place = tower.clip_folder(folder, config, given)
+    if not place:
+        name = config.get("mm_vision_tower", str)
+        raise Broken(f"{folder}: has no vision tower in it; download {name} and give its folder with --vision-tower")
+    return layout.renamed(store.read_folder(place), layout.CLIP)[0]
 
 
-def add_clip(source):
-    """CLIP from a folder of its own, when the checkpoint has none."""
-    folder = tower.clip_folder(source.folder, source.config, source.vision_tower)
-    if not folder:
-        name = source.config.get("mm_vision_tower", str)
-        raise Broken(f"{source.folder}: has no vision tower in it; download {name} and give its folder with "
-                     "--vision-tower")
-    tensors, _ = layout.renamed(store.read_folder(folder), layout.CLIP)
-    source.tensors.update(tensors)
-    return [("text_model.*", "reads text"), ("text_projection.*", "reads text"), ("logit_scale", "compares with text"),
-            ("visual_projection.*", "compares with text")]
+TEXT_DROPS = [("text_model.*", "reads text"), ("text_projection.*", "reads text"),
+              ("logit_scale", "compares pictures with text"), ("visual_projection.*", "compares pictures with text")]
 
 
 def image_rule(config):
@@ -56,6 +54,7 @@ def image_rule(config):
 
 
 def check_llava(config):
+    config.get("mm_projector_type", str)
     config.only("mm_projector_type", str, "mlp2x_gelu")
     config.only("mm_vision_select_feature", str, "patch", "patch")
 
@@ -70,8 +69,8 @@ def original_tower(recipe, source, d):
     """CLIP and projector of LLaVA-1.5 and NeXT. Returns whether a picture goes in tiles."""
     config = source.config
     check_llava(config)
-    if without_clip(source.tensors):
-        recipe.drops += add_clip(source)
+    if source.clip_alone:
+        recipe.drops += TEXT_DROPS
     clip = tower.original_clip(source.folder, config, source.vision_tower)
     kind, anyres = image_rule(config)
     run = tower.layers_run(config, "mm_vision_select_layer", clip.layers)
@@ -214,15 +213,20 @@ def chat_keys(recipe, source):
     ]
 
 
-def open_folder(folder, vision_tower=None, skip_ratio=None, name=None):
-    """(Recipe, Source) of a checkpoint folder. Nothing but names and sizes has been read."""
+def open_folder(folder, vision_tower=None, skip_ratio=None):
     config = settings.load(folder / "config.json")
     family = family_of(config)
     tensors, names = layout.renamed(store.read_folder(folder), family.rules)
-    source = Source(folder, config, tensors, names, vision_tower, skip_ratio)
-    recipe = Recipe(family.name)
+    alone = family in (LLAVA, PMOD) and not any(name.startswith(layout.TOWER) for name in tensors)
+    if alone:
+        tensors.update(clip_alone(folder, config, vision_tower))
+    return Source(folder, config, family, tensors, names, vision_tower, skip_ratio, alone)
+
+
+def recipe_of(source, name=None):
+    recipe = Recipe(source.family.name)
     general_keys(recipe, source, name)
-    shape = family.build(recipe, source)
+    shape = source.family.build(recipe, source)
     chat_keys(recipe, source)
-    vocabulary.keys(recipe, folder, shape.vocab, shape.config)
-    return recipe, source
+    vocabulary.keys(recipe, source.folder, shape.vocab, shape.config)
+    return recipe

@@ -42,10 +42,13 @@ class Layout:
 
     def spelt(self, name):
         """A common name as this checkpoint would spell it."""
-        for theirs, ours in (*self.used, *self.rules):
-            if name.startswith(ours):
-                return theirs + name[len(ours):]
-        return name
+        nested = any(theirs.startswith("model.") for theirs, _ in self.used)
+        fitting = [rule for rule in self.rules if name.startswith(rule[1])]
+        if not fitting:
+            return name
+        theirs, ours = max(fitting, key=lambda rule: (len(rule[1]), rule in self.used,
+                                                      rule[0].startswith("model.") == nested))
+        return theirs + name[len(ours):]
 
 
 def renamed(tensors, rules):

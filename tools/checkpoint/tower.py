@@ -5,6 +5,7 @@ SPDX-License-Identifier: MIT
 
 import pathlib
 import re
+import statistics
 
 import numpy as np
 
@@ -186,8 +187,11 @@ class ConvNext:
         self.dims = [self.width(tensors, i) for i in range(4)]
 
     def width(self, tensors, i):
-        biases = (f"{self.stages}.{i}.blocks.{j}.conv_dw.bias" for j in range(self.depths[i]))
-        return next((tensors[name].shape[0] for name in biases if name in tensors and tensors[name].shape), 1)
+        """What most of a stage's biases say: one that is not there or is wrong will be told by its name."""
+        biases = (f"{self.stages}.{i}.blocks.{j}.{part}.bias" for j in range(self.depths[i])
+                  for part in ("conv_dw", "norm", "mlp.fc2"))
+        widths = [tensors[name].shape[0] for name in biases if name in tensors and tensors[name].shape]
+        return statistics.mode(widths) if widths else 1
 
 
 def scaled_rows(arrays):

@@ -242,8 +242,12 @@ def panel_header(kind, shape, group):
 def in_pieces(encode, w, out_rows, step):
     """encode() of `step` rows at a time, in threads, into out_rows(first, last)."""
     def work(at):
-        out_rows(at, min(at + step, len(w)))[...] = encode(w[at:at + step])
-    with np.errstate(all="ignore"), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with np.errstate(all="ignore"):
+            out_rows(at, min(at + step, len(w)))[...] = encode(w[at:at + step])
+    if len(w) <= step:
+        work(0)
+        return
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(work, range(0, len(w), step)):
             pass
 
