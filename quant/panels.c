@@ -2,7 +2,7 @@
  * panels: squint's own weight layout (drawn in quant.h): sizes, quantisers, repacking, reading back.
  * SPDX-License-Identifier: MIT
  *
- * Everything that writes a panel goes through put() and put_scale(), and everything that reads one
+ * Everything that writes a panel goes through put_i4(), put_line() and put_scale(), and everything that reads one
  * through get() and get_scale(): the layout is told there and nowhere else in this room.
  */
 #include "quant/quant.h"
@@ -46,16 +46,25 @@ size_t sq_panels_bytes(const sq_panels *w) { return sq_panel_count(w) * sq_panel
 
 /* ---- One weight, one scale --------------------------------------------------------------- */
 
-/* Weight k of channel c (of 16). The panel was cleared to q = 0 before. */
-static void put(const sq_panels *w, uint8_t *panel, uint32_t k, uint32_t c, int q)
+/* Weight k of channel c (of 16) in int4. The panel was cleared to q = 0 before. */
+static void put_i4(uint8_t *panel, uint32_t k, uint32_t c, int q)
 {
-    if (w->type == SQ_PANEL_I8) {
-        panel[(size_t)(k / 4) * LINE + c * 4 + k % 4] = (uint8_t)(q + ZERO_I8);
-        return;
-    }
     uint8_t *byte = &panel[(size_t)(k / 8) * LINE + c * 4 + k % 4];
     const unsigned shift = k & 4;
     *byte = (uint8_t)((*byte & ~(15u << shift)) | (unsigned)(q + ZERO_I4) << shift);
+}
+
+/* The four bytes of channel c in a line: int8 weights from 4 * line on, or int4 ones from 8 * line on. */
+static void put_line(uint8_t *panel, uint32_t line, uint32_t c, uint32_t bytes)
+{
+    memcpy(panel + (size_t)line * LINE + c * sizeof bytes, &bytes, sizeof bytes);
+}
+
+static uint32_t load_u32(const void *at)
+{
+    uint32_t v;
+    memcpy(&v, at, sizeof v);
+    return v;
 }
 
 static int get(const sq_panels *w, const uint8_t *panel, uint32_t k, uint32_t c)
@@ -113,12 +122,31 @@ static float stored_scale(const sq_panels *w, float scale)
 /* Too small a scale has no finite inverse; its weights are as good as zero. */
 static float inverse(float scale) { return fabsf(scale) >= FLT_MIN ? 1.0f / scale : 0.0f; }
 
+static int32_t bits_of(float f)
+{
+    int32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static float from_bits(int32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* Magnitudes are ordered as their bits are, and comparing integers makes vectors: here nobody asks about NaN. */
+static int32_t magnitude(float f) { return bits_of(f) & INT32_MAX; }
+
 static float largest_magnitude(const float *x, uint32_t n)
 {
-    float most = 0.0f;
-    for (uint32_t i = 0; i < n; i++)
-        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    return most;
+    int32_t most = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t m = magnitude(x[i]);
+        most = m > most ? m : most;
+    }
+    return from_bits(most);
 }
 
 /* Nearest int4, ties to even. Adding and taking away 1.5 * 2^23 leaves no bits behind the point. */
@@ -180,16 +208,50 @@ static float best_scale_i4(const sq_panels *w, const float *x, uint32_t n)
     return error_i4(x, n, refit) < least ? refit : best;
 }
 
+/*
+ * The nearest of -127 to 127, halves away from zero as roundf() has them, plus 128. Adding almost a half and cutting
+ * does that: with a whole half, the float below 0.5 would become 1. Nothing branches, so that loops become vectors.
+ */
+static uint8_t byte_of(float v)
+{
+    const int32_t most = 0x42fe0000 /* 127.0f */, sign = bits_of(v) >> 31, m = magnitude(v);
+    const int32_t q = (int32_t)(from_bits(m < most ? m : most) + 0x1.fffffep-2f);
+    return (uint8_t)((q ^ sign) - sign + ZERO_I8);
+}
+
+/* 32 weights, or fewer of the last ones; the rest is zero. */
+static void round_i8(const float *x, uint32_t n, float inv, uint8_t out[SQ_PANEL_K])
+{
+    if (n < SQ_PANEL_K) memset(out, ZERO_I8, SQ_PANEL_K);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = byte_of(x[i] * inv);
+}
+
+static void quantise_i8(const float *x, uint32_t k0, uint32_t n, float inv, uint32_t c, uint8_t *panel)
+{
+    uint8_t bytes[SQ_PANEL_K];
+    for (uint32_t i = 0; i < n; i += SQ_PANEL_K) {
+        if (n - i >= SQ_PANEL_K)
+            round_i8(x + i, SQ_PANEL_K, inv, bytes);
+        else
+            round_i8(x + i, n - i, inv, bytes);
+        for (uint32_t j = 0; j < SQ_PANEL_K; j += 4)
+            put_line(panel, (k0 + i + j) / 4, c, load_u32(bytes + j));
+    }
+}
+
 static void quantise_group(const sq_panels *w, const float *x, uint32_t k0, uint32_t n, uint32_t c, uint8_t *panel)
 {
     const bool i4 = w->type == SQ_PANEL_I4;
     const float scale = i4 ? best_scale_i4(w, x, n) : stored_scale(w, largest_magnitude(x, n) / 127.0f);
     const float inv = inverse(scale);
     put_scale(w, panel, w->group ? k0 / w->group : 0, c, inv != 0.0f ? scale : 0.0f);
-    for (uint32_t i = 0; i < n; i++) {
-        const float v = x[i] * inv;
-        put(w, panel, k0 + i, c, (int)(i4 ? round_i4(v) : roundf(clamp(v, -127.0f, 127.0f))));
+    if (!i4) {
+        quantise_i8(x, k0, n, inv, c, panel);
+        return;
     }
+    for (uint32_t i = 0; i < n; i++)
+        put_i4(panel, k0 + i, c, (int)round_i4(x[i] * inv));
 }
 
 void sq_panels_quantise(const sq_panels *w, const float *src, uint8_t *out)
@@ -208,6 +270,13 @@ void sq_panels_quantise(const sq_panels *w, const float *src, uint8_t *out)
 
 /* ---- Repacking --------------------------------------------------------------------------- */
 
+/* A signed byte and the unsigned one that a panel has for it differ in the highest bit. */
+static void put_signed(uint8_t *panel, uint32_t k0, uint32_t c, const int8_t q[SQ_BLOCK])
+{
+    for (uint32_t j = 0; j < SQ_BLOCK; j += 4)
+        put_line(panel, (k0 + j) / 4, c, load_u32(q + j) ^ 0x80808080u);
+}
+
 void sq_panels_from_q8_0(const sq_panels *w, const sq_block_q8_0 *src, uint8_t *out)
 {
     const size_t bytes = sq_panel_bytes(w);
@@ -218,10 +287,38 @@ void sq_panels_from_q8_0(const sq_panels *w, const sq_block_q8_0 *src, uint8_t *
         const uint32_t c = row % SQ_PANEL_N;
         for (uint32_t g = 0; g < w->k / SQ_BLOCK; g++, src++) {
             put_scale_bits(w, panel, g, c, src->d);
-            for (uint32_t j = 0; j < SQ_BLOCK; j++)
-                put(w, panel, g * SQ_BLOCK + j, c, src->q[j]);
+            put_signed(panel, g * SQ_BLOCK, c, src->q);
         }
     }
+}
+
+void sq_panels_from_q5_0(const sq_panels *w, const void *blocks, uint8_t *out)
+{
+    const uint8_t *src = blocks;
+    const size_t bytes = sq_panel_bytes(w);
+    assert(w->type == SQ_PANEL_I8 && w->group == SQ_BLOCK && w->k % SQ_BLOCK == 0);
+    clear_panels(w, out);
+    for (uint32_t row = 0; row < w->n; row++) {
+        uint8_t *panel = out + row / SQ_PANEL_N * bytes;
+        const uint32_t c = row % SQ_PANEL_N;
+        for (uint32_t g = 0; g < w->k / SQ_BLOCK; g++, src += SQ_Q5_0_BYTES) {
+            uint16_t scale;
+            int8_t q[SQ_BLOCK];
+            memcpy(&scale, src, sizeof scale);
+            sq_unpack_q5_0(src, q);
+            put_scale_bits(w, panel, g, c, scale);
+            put_signed(panel, g * SQ_BLOCK, c, q);
+        }
+    }
+}
+
+/* Of 8 weights in a row: the first four become the low nibbles of four bytes, the others the high ones. The block has
+ * its first 16 weights in the low nibbles of 16 bytes. */
+static uint32_t line_of_q4_0(const uint8_t q[SQ_BLOCK / 2], uint32_t step)
+{
+    const uint32_t first = load_u32(q + step % 2 * 8), second = load_u32(q + step % 2 * 8 + 4);
+    if (step < 2) return (first & 0x0f0f0f0fu) | (second & 0x0f0f0f0fu) << 4;
+    return (first >> 4 & 0x0f0f0f0fu) | (second & 0xf0f0f0f0u);
 }
 
 void sq_panels_from_q4_0(const sq_panels *w, const sq_block_q4_0 *src, uint8_t *out)
@@ -234,10 +331,8 @@ void sq_panels_from_q4_0(const sq_panels *w, const sq_block_q4_0 *src, uint8_t *
         const uint32_t c = row % SQ_PANEL_N;
         for (uint32_t g = 0; g < w->k / SQ_BLOCK; g++, src++) {
             put_scale_bits(w, panel, g, c, src->d);
-            for (uint32_t j = 0; j < SQ_BLOCK / 2; j++) {
-                put(w, panel, g * SQ_BLOCK + j, c, (src->q[j] & 15) - ZERO_I4);
-                put(w, panel, g * SQ_BLOCK + SQ_BLOCK / 2 + j, c, (src->q[j] >> 4) - ZERO_I4);
-            }
+            for (uint32_t step = 0; step < SQ_BLOCK / 8; step++)
+                put_line(panel, g * SQ_BLOCK / 8 + step, c, line_of_q4_0(src->q, step));
         }
     }
 }

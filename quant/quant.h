@@ -41,6 +41,33 @@ void sq_quantise_q4_0(const float *x, sq_block_q4_0 *out, size_t n_blocks);
 void sq_dequantise_q8_0(const sq_block_q8_0 *b, float *out, size_t n_blocks);
 void sq_dequantise_q4_0(const sq_block_q4_0 *b, float *out, size_t n_blocks);
 
+/* ---- Types of other programs' files that are only read ---------------------------------- */
+
+/*
+ * Layouts are told in quant/foreign.c. Blocks of 32 weights, superblocks of 256; at any address. Equal, to the bit, to
+ * the floats that the gguf Python package makes of them.
+ */
+enum {
+    SQ_SUPERBLOCK = 256,
+    SQ_Q4_1_BYTES = 2 + 2 + 16,
+    SQ_Q5_0_BYTES = 2 + 4 + 16,
+    SQ_Q5_1_BYTES = 2 + 2 + 4 + 16,
+    SQ_Q4_K_BYTES = 2 + 2 + 12 + 128,
+    SQ_Q5_K_BYTES = 2 + 2 + 12 + 32 + 128,
+    SQ_Q6_K_BYTES = 128 + 64 + 16 + 2,
+};
+
+void sq_dequantise_q4_1(const void *blocks, float *out, size_t n_blocks);
+void sq_dequantise_q5_0(const void *blocks, float *out, size_t n_blocks);
+void sq_dequantise_q5_1(const void *blocks, float *out, size_t n_blocks);
+void sq_dequantise_q4_k(const void *blocks, float *out, size_t n_blocks);
+void sq_dequantise_q5_k(const void *blocks, float *out, size_t n_blocks);
+void sq_dequantise_q6_k(const void *blocks, float *out, size_t n_blocks);
+/** The integers of a block: weight = q * d, and d is the block's first two bytes. */
+void sq_unpack_q5_0(const uint8_t block[SQ_Q5_0_BYTES], int8_t out[SQ_BLOCK]);
+/** n bfloat16 values. */
+void sq_dequantise_bf16(const void *values, float *out, size_t n);
+
 /* ---- Weight panels ---------------------------------------------------------------------- */
 
 /*
@@ -115,6 +142,7 @@ void sq_panels_quantise(const sq_panels *w, const float *src, uint8_t *out);
 /** Lossless repack of n rows of k/32 blocks (k a multiple of 32) into panels of group 32. */
 void sq_panels_from_q8_0(const sq_panels *w, const sq_block_q8_0 *src, uint8_t *out);
 void sq_panels_from_q4_0(const sq_panels *w, const sq_block_q4_0 *src, uint8_t *out);
+void sq_panels_from_q5_0(const sq_panels *w, const void *blocks, uint8_t *out); /* int8 panels */
 
 /** Row `row` of the matrix as floats: out[k]. Serves embedding look-ups and tests. */
 void sq_panels_row(const sq_panels *w, uint32_t row, float *out);

@@ -30,15 +30,22 @@ void sq_mat_row(const sq_mat *m, uint32_t row, float *out);
 /* Memory that a model took while loading (repacked or expanded weights, tables), released with it. */
 typedef struct sq_owned sq_owned;
 
+/* What a model has only while it loads. */
+typedef struct sq_loading sq_loading;
+
+/** Tells squint_model_options.on_note a line, made as by sq_fail(). */
+void sq_note(const squint_model *m, const char *format, ...) SQ_PRINTF(2, 3);
+
 /** Zeroed, 64-byte aligned memory that lives as long as the model; NULL when there is none. */
 void *sq_model_take(squint_model *m, size_t n, size_t size);
 
 /**
- * Reads tensor `name` as a matrix of n outputs and k inputs: panels and F32 in place, F16 expanded, Q8_0 and Q4_0
- * repacked into panels of group 32. More than two dimensions count as [n][everything else].
+ * Reads tensor `name` as a matrix of n outputs and k inputs: panels and F32 in place; F16 and BF16 expanded; Q8_0, Q4_0
+ * and Q5_0 repacked into panels of group 32; other blocks requantised to int8 panels of group 32. More than two
+ * dimensions count as [n][everything else].
  */
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
-/** Reads an F32 or F16 tensor of exactly n elements; a missing one fails when required, else *out is NULL. */
+/** Reads a tensor of exactly n weights, of any type but panels, as floats; a missing one fails when required, else *out is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
 
 enum { SQ_MAX_LAYERS = 512, SQ_MAX_GRIDS = 17 };
@@ -56,6 +63,7 @@ struct squint_model {
     sq_owned *owned;
     sq_str template_name;
     const char *asked_mode; /* of squint_model_options, while loading; NULL: the file's */
+    sq_loading *loading;    /* NULL when it is done */
     /* What every family tells the engine about itself. */
     uint32_t n_layers, n_vocab, n_ctx;
     uint32_t max_expanded;                  /* longest prompt with vision tokens; 0: n_ctx */

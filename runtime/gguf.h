@@ -25,9 +25,16 @@ typedef enum sq_tensor_type {
     SQ_TENSOR_F32 = 0,
     SQ_TENSOR_F16 = 1,
     SQ_TENSOR_Q4_0 = 2,
+    SQ_TENSOR_Q4_1 = 3,
+    SQ_TENSOR_Q5_0 = 6,
+    SQ_TENSOR_Q5_1 = 7,
     SQ_TENSOR_Q8_0 = 8,
+    SQ_TENSOR_Q4_K = 12,
+    SQ_TENSOR_Q5_K = 13,
+    SQ_TENSOR_Q6_K = 14,
     SQ_TENSOR_I8 = 24,
     SQ_TENSOR_I32 = 26,
+    SQ_TENSOR_BF16 = 30,
 } sq_tensor_type;
 
 typedef struct sq_str {
@@ -93,9 +100,16 @@ sq_str sq_gguf_next_str(const uint8_t **cursor);
 bool sq_str_eq(sq_str a, const char *b);
 /** Bytes of one value of this type; 0 for strings and arrays. */
 size_t sq_gguf_type_bytes(sq_gguf_type type);
+bool sq_tensor_type_known(uint32_t type);
 const char *sq_tensor_type_name(uint32_t type); /* "F32", ...; "unknown" */
 /** Bytes of a tensor of this type and shape; false on overflow, unknown type, or rows that are not whole blocks. */
 bool sq_tensor_bytes(uint32_t type, const uint64_t ne[SQ_GGUF_MAX_DIMS], size_t *bytes);
+/** Does the type hold weights, which sq_tensor_floats() reads? I8 and I32 do not. */
+bool sq_tensor_is_weights(uint32_t type);
+/** And are they floats of their own, F32, F16 or BF16? */
+bool sq_tensor_is_floats(uint32_t type);
+/** n weights, whole blocks of them, as floats; data may lie at any address. */
+void sq_tensor_floats(uint32_t type, const void *data, float *out, size_t n);
 /** Does this tensor say that it is a panel matrix (I8, one dimension, the header's magic)? */
 bool sq_tensor_is_panels(const sq_gguf_tensor *t);
 /** Checks a panel matrix's header, size and place in the file; on success w points into the file. Where the file lies in

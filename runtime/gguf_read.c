@@ -55,48 +55,6 @@ static const struct {
     [SQ_GGUF_F64] = {"f64", 8},
 };
 
-typedef struct tensor_type {
-    uint32_t type;
-    const char *name;
-    uint32_t block; /* weights in a block */
-    uint32_t bytes; /* of a block */
-} tensor_type;
-
-static const tensor_type tensor_types[] = {
-    {SQ_TENSOR_F32, "F32", 1, 4},
-    {SQ_TENSOR_F16, "F16", 1, 2},
-    {SQ_TENSOR_Q4_0, "Q4_0", SQ_BLOCK, sizeof(sq_block_q4_0)},
-    {SQ_TENSOR_Q8_0, "Q8_0", SQ_BLOCK, sizeof(sq_block_q8_0)},
-    {SQ_TENSOR_I8, "I8", 1, 1},
-    {SQ_TENSOR_I32, "I32", 1, 4},
-};
-
-static const tensor_type *find_tensor_type(uint32_t type)
-{
-    for (size_t i = 0; i < SQ_COUNT(tensor_types); i++)
-        if (tensor_types[i].type == type) return &tensor_types[i];
-    return NULL;
-}
-
-const char *sq_tensor_type_name(uint32_t type)
-{
-    const tensor_type *t = find_tensor_type(type);
-    return t ? t->name : "unknown";
-}
-
-bool sq_tensor_bytes(uint32_t type, const uint64_t ne[SQ_GGUF_MAX_DIMS], size_t *bytes)
-{
-    const tensor_type *t = find_tensor_type(type);
-    if (!t || ne[0] % t->block) return false;
-    size_t total = t->bytes;
-    for (unsigned i = 0; i < SQ_GGUF_MAX_DIMS; i++) {
-        const uint64_t n = i ? ne[i] : ne[0] / t->block;
-        if (n > SIZE_MAX || !sq_mul(total, (size_t)n, &total)) return false;
-    }
-    *bytes = total;
-    return true;
-}
-
 size_t sq_gguf_type_bytes(sq_gguf_type type) { return value_types[type].bytes; }
 
 /* ---- Cursor ------------------------------------------------------------------------------- */
@@ -321,10 +279,11 @@ static squint_err read_shape(parser *p, sq_gguf_tensor *t)
 
 static squint_err check_bytes(const parser *p, size_t pos, sq_gguf_tensor *t)
 {
-    if (!find_tensor_type(t->type))
+    if (!sq_tensor_type_known(t->type))
         return fail_at(p, SQUINT_ERR_UNSUPPORTED, pos,
-                       "tensor \"%.*s\": type %lu is unknown here; quantise from F16 or Q8_0/Q4_0", SHOW(t->name),
-                       (unsigned long)t->type);
+                       "tensor \"%.*s\": type %lu is unknown here; take a file of F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, "
+                       "Q5_K or Q6_K",
+                       SHOW(t->name), (unsigned long)t->type);
     if (!sq_tensor_bytes(t->type, t->ne, &t->bytes))
         return fail_at(p, SQUINT_ERR_FORMAT, pos, "tensor \"%.*s\": no %s tensor can be %llu x %llu x %llu x %llu",
                        SHOW(t->name), sq_tensor_type_name(t->type), (unsigned long long)t->ne[0],

@@ -383,7 +383,15 @@ static void rows_of_half_blocks(blob *b)
 {
     put_one_tensor(b, "the.tensor", 2, (const uint64_t[]){48, 2}, SQ_TENSOR_Q8_0, 0);
 }
-static void type_bf16(blob *b) { put_one_tensor(b, "the.tensor", 1, four, 30, 0); }
+static void rows_of_half_superblocks(blob *b)
+{
+    put_one_tensor(b, "the.tensor", 2, (const uint64_t[]){128, 2}, SQ_TENSOR_Q4_K, 0);
+}
+static void superblocks_too_short(blob *b)
+{
+    put_one_tensor(b, "the.tensor", 2, (const uint64_t[]){1280, 1}, SQ_TENSOR_Q6_K, 0); /* 1050 of 1024 bytes */
+}
+static void type_iq2(blob *b) { put_one_tensor(b, "the.tensor", 1, four, 16, 0); }
 static void type_huge(blob *b) { put_one_tensor(b, "the.tensor", 1, four, UINT32_MAX, 0); }
 static void offset_outside(blob *b) { put_one_tensor(b, "the.tensor", 1, four, SQ_TENSOR_F32, 1024); }
 static void offset_huge(blob *b) { put_one_tensor(b, "the.tensor", 1, four, SQ_TENSOR_F32, UINT64_MAX - 31); }
@@ -472,7 +480,9 @@ static void broken_files_are_refused(void **state)
         CASE(product_wraps, FORMAT, "\"the.tensor\""),
         CASE(product_too_large, FORMAT, "\"the.tensor\""),
         CASE(rows_of_half_blocks, FORMAT, "\"the.tensor\": no Q8_0 tensor"),
-        CASE(type_bf16, UNSUPPORTED, "\"the.tensor\": type 30 is unknown here; quantise from F16"),
+        CASE(rows_of_half_superblocks, FORMAT, "\"the.tensor\": no Q4_K tensor"),
+        CASE(superblocks_too_short, FORMAT, "\"the.tensor\": its 1050 bytes"),
+        CASE(type_iq2, UNSUPPORTED, "\"the.tensor\": type 16 is unknown here; take a file of F16"),
         CASE(type_huge, UNSUPPORTED, "\"the.tensor\": type 4294967295"),
         CASE(offset_outside, FORMAT, "\"the.tensor\""),
         CASE(offset_huge, FORMAT, "\"the.tensor\""),

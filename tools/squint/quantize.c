@@ -137,8 +137,7 @@ static squint_err make_plan(const quantize_job *job, const sq_gguf_tensor *t, pl
     p->type = policies[p->class == CLASS_TOWER ? job->vision : job->policy].of[p->class];
     if (sq_tensor_is_panels(t))
         return fail_tensor(job, t, "is quantised to panels; begin with the f32, f16, q8_0 or q4_0 model", msg);
-    if (t->type != SQ_TENSOR_F32 && t->type != SQ_TENSOR_F16 && t->type != SQ_TENSOR_Q8_0 && t->type != SQ_TENSOR_Q4_0)
-        return fail_tensor(job, t, "is not of type F32, F16, Q8_0 or Q4_0", msg);
+    if (!sq_tensor_is_weights(t->type)) return fail_tensor(job, t, "holds integers, not weights", msg);
     if ((p->type == WEIGHT_Q8_0 || p->type == WEIGHT_Q4_0) && p->k % SQ_BLOCK) p->type = WEIGHT_F16;
     if (is_panels(p->type)) {
         const bool i4 = p->type == WEIGHT_I4;
@@ -151,28 +150,6 @@ static squint_err make_plan(const quantize_job *job, const sq_gguf_tensor *t, pl
         return fail_tensor(job, t, "is too large", msg);
     }
     return SQUINT_OK;
-}
-
-/* Weights as floats. The reader has checked that the data is all there. */
-static void read_floats(const sq_gguf_tensor *t, float *out, size_t n)
-{
-    uint16_t half;
-    switch (t->type) {
-    case SQ_TENSOR_Q8_0:
-        sq_dequantise_q8_0((const sq_block_q8_0 *)(const void *)t->data, out, n / SQ_BLOCK);
-        break;
-    case SQ_TENSOR_Q4_0:
-        sq_dequantise_q4_0((const sq_block_q4_0 *)(const void *)t->data, out, n / SQ_BLOCK);
-        break;
-    case SQ_TENSOR_F16:
-        for (size_t i = 0; i < n; i++) {
-            memcpy(&half, t->data + i * sizeof half, sizeof half);
-            out[i] = sq_f16_to_f32(half);
-        }
-        break;
-    default:
-        memcpy(out, t->data, n * sizeof *out);
-    }
 }
 
 /* Within each head, llama.cpp's row 2i + j is rotate-half's row j * head_dim / 2 + i. */
@@ -244,8 +221,7 @@ static void decode_row(const plan *p, const uint8_t *encoded, uint32_t row, floa
         panels.data = encoded + sizeof(sq_panel_header);
         sq_panels_row(&panels, row, out);
     } else if (sq_tensor_bytes(gguf_type(p->type), ne, &row_bytes)) {
-        const sq_gguf_tensor t = {.type = gguf_type(p->type), .data = encoded + row * row_bytes};
-        read_floats(&t, out, p->k);
+        sq_tensor_floats(gguf_type(p->type), encoded + row * row_bytes, out, p->k);
     }
 }
 
@@ -283,7 +259,7 @@ static squint_err convert(quantize_job *job, const plan *p, squint_msg *msg)
     uint8_t *encoded = aligned_alloc(SQ_PANEL_ALIGN, bytes);
     squint_err err = encoded ? SQUINT_OK : SQUINT_ERR_NOMEM;
     if (err) sq_fail(msg, err, "no memory for tensor %.*s", (int)p->tensor->name.len, p->tensor->name.s);
-    if (!err) read_floats(p->tensor, w, (size_t)(p->n * p->k));
+    if (!err) sq_tensor_floats(p->tensor->type, p->tensor->data, w, (size_t)(p->n * p->k));
     if (!err) err = check_floats(job, p, w, msg);
     if (!err) err = reorder_rows(job, p, w, msg);
     if (!err) {
@@ -420,7 +396,8 @@ const cli_command quantize_command = {
     .name = "quantize",
     .operands = "--type TYPE IN OUT",
     .summary = "write a model file with smaller weights",
-    .details = "Reads a model of F32, F16, Q8_0 or Q4_0 weights and writes another:\n\n"
+    .details = "Reads a model of any weights but squint's own (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K,\n"
+               "Q5_K, Q6_K) and writes another:\n\n"
                "  type   decoder         embedding, output   vision    rest\n"
                "  q8     int8, channels  int8, channels      as left   F32\n"
                "  q4     int4, groups    int8, channels      as left   F32\n"
