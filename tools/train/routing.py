@@ -59,14 +59,17 @@ def mode_of(config):
 
 # ----------------------------------------------------------------- schedules
 
-def scheduled(layers, schedule, factor):
-    """Per layer the part of the vision tokens that it keeps, None where it does not route."""
+def scheduled(layers, schedule, factor, last=None):
+    """
+    Per layer the part of the vision tokens that it keeps, None where it does not route. A decay ends at layer `last`;
+    None: the last one.
+    """
     whole = {"deep_all": range(2, layers - 1), "deep_all_include_last": range(2, layers),
              "interleave": range(1, layers, 2)}
     if schedule in whole:
         return [factor if l in whole[schedule] else None for l in range(layers)]
     match = re.match(r"(\w+)_decay_(\d+\.\d+)_(\d+\.\d+)", schedule)
-    last = max(layers - 1, 1)
+    last = last or max(layers - 1, 1)
     shapes = {"shiftedcos": lambda l: math.cos(math.pi * l / last) / 2 + factor,
               "shiftedlinear": lambda l: 0.5 - l / last + factor}
     if not match or match.group(1) not in shapes:
