@@ -17,7 +17,7 @@ try:
     import torch
     from PIL import Image
 except ImportError as missing:
-    sys.exit(f"dump_reference: {missing.name} is missing: pip install numpy torch Pillow sentencepiece gguf transformers")
+    sys.exit(f"dump_reference: {missing.name} is missing: pip install torch numpy Pillow sentencepiece gguf")
 
 from reference import by_transformers, model, prompt
 from reference.folder import read_json
@@ -116,7 +116,7 @@ def references(args):
     return theirs.name, [theirs, own()] if args.check else [theirs]
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\nSPDX", maxsplit=1)[0])
     parser.add_argument("folder", help="config.json, weights and tokenizer.model")
     parser.add_argument("picture")
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--own", action="store_true", help="transformers' layouts by tools/reference too")
     parser.add_argument("--double", action="store_true", help="tools/reference in binary64: what rounding takes away")
     parser.add_argument("--check", action="store_true", help="transformers' layouts: compare both references")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     image = Image.open(args.picture).convert("RGB")
     ids = prompt.ids(encoder(args.folder), args.prompt)

@@ -30,7 +30,8 @@ def tokens(features, grid, size, newline, most):
     """features [1 + tiles][side*side][d], grid (columns, rows) of tiles: the sequence [n][d]."""
     (columns, rows), d = grid, features.shape[-1]
     side = int(features.shape[1] ** 0.5)
-    whole = features[1:].view(rows, columns, side, side, d).permute(4, 0, 2, 1, 3).reshape(d, rows * side, columns * side)
+    whole = features[1:].view(rows, columns, side, side, d).permute(4, 0, 2, 1, 3)
+    whole = whole.reshape(d, rows * side, columns * side)
     whole = reduced(unpadded(whole, size), most, side)
     whole = torch.cat((whole, newline.view(d, 1, 1).expand(d, whole.shape[1], 1)), 2)
     return torch.cat((features[0], whole.flatten(1).t()))

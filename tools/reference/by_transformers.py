@@ -36,44 +36,45 @@ class Model:
     def lengths(self):
         return [self.past.get_seq_length(l) for l in range(len(self.layers))]
 
-    def hooks(self, note):
-        """Of the tower's and the decoder's layers; a hook that is removed again."""
-        blocks = len(self.tower)
-        select = self.config.vision_feature_layer
-        run = select if select >= 0 else blocks + 1 + select
-        handles = [of_class(self.net, "LlamaModel")[0].layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: note("embd", (args[0] if args else kwargs["hidden_states"])[0]), with_kwargs=True)]
-        for i, layer in enumerate(self.layers):
-            handles.append(layer.register_forward_hook(lambda _m, _a, out, i=i: note(f"blk.{i}", rows_of(out)[0])))
-
+    def tower_hooks(self, note):
+        """Of the blocks that are run; hooks are to be removed again."""
         def each(stage, first=0):
             def tell(_module, _args, out):
                 for i, x in enumerate(rows_of(out)):
                     note(f"tower.{i}.{stage}", x[first:])
             return tell
 
+        blocks, select = len(self.tower), self.config.vision_feature_layer
+        run = select if select >= 0 else blocks + 1 + select
         norm = next(m for name, m in self.net.named_modules() if name.endswith("pre_layrnorm"))
-        handles.append(norm.register_forward_hook(each("embd")))
+        handles = [norm.register_forward_hook(each("embd"))]
         for i, layer in enumerate(self.tower[:run]):
             handles.append(layer.register_forward_hook(each(f"blk.{i}")))
-        handles.append(self.tower[run - 1].register_forward_hook(each("out", 1)))
+        return handles + [self.tower[run - 1].register_forward_hook(each("out", 1))]
+
+    def decoder_hooks(self, note):
+        handles = [self.layers[0].register_forward_pre_hook(
+            lambda _m, args, kwargs: note("embd", (args[0] if args else kwargs["hidden_states"])[0]), with_kwargs=True)]
+        for i, layer in enumerate(self.layers):
+            handles.append(layer.register_forward_hook(lambda _m, _a, out, i=i: note(f"blk.{i}", rows_of(out)[0])))
         return handles
 
     def see(self, image, note=silent):
         self.image = self.processor(image, return_tensors="pt")
-        pixels = self.image["pixel_values"].flatten(0, -4)
-        for i, x in enumerate(pixels):
+        for i, x in enumerate(self.image["pixel_values"].flatten(0, -4)):
             note(f"pixels.{i}", x)
+        handles = self.tower_hooks(note)
         features = self.net.get_image_features(**self.image)
-        features = getattr(features, "pooler_output", features)
-        rows = features[0]
+        for handle in handles:
+            handle.remove()
+        rows = getattr(features, "pooler_output", features)[0]
         note("projected", rows)
         return rows, len(rows)
 
     def prefill(self, ids, vision, _base, n_logits, note=silent):
         token = self.config.image_token_id
         ids = [j for i in ids for j in ([token] * len(vision) if i == -200 else [i])]
-        handles = self.hooks(note)
+        handles = self.decoder_hooks(note)
         out = self.net(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                        use_cache=True, **self.image)
         for handle in handles:

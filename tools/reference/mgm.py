@@ -19,7 +19,8 @@ def clip_images(pixels, config, side):
     large = resize(pixels, grid * side)
     if grid == 1:
         return [large]
-    blocks = [large[:, y:y + side, x:x + side] for y in range(0, grid * side, side) for x in range(0, grid * side, side)]
+    starts = range(0, grid * side, side)
+    blocks = [large[:, y:y + side, x:x + side] for y in starts for x in starts]
     return blocks + ([resize(large, side)] if config.get("image_global") else [])
 
 

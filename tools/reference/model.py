@@ -107,8 +107,9 @@ class Model:
             rows = self.project(x)
         else:
             side = self.clip_config["image_size"]
-            fit = pictures.cropped(image, side) if self.front == "crop" else pictures.square(pictures.padded(image), side)
-            rows = self.project(self.see_one(pictures.normalise(fit), 0, note))
+            crop = self.front == "crop"
+            shown = pictures.cropped(image, side) if crop else pictures.square(pictures.padded(image), side)
+            rows = self.project(self.see_one(pictures.normalise(shown), 0, note))
         note("projected", rows)
         return rows, base if self.front == "anyres" else len(rows)
 

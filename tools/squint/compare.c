@@ -1,0 +1,626 @@
+/*
+ * squint compare: every stage of a model next to a reference's dump (tools/dump_reference.py).
+ * SPDX-License-Identifier: MIT
+ *
+ * A dump is a GGUF file: squint.dump.version 1, .source, .prompt, and any of these tensors, F32 where nothing is said,
+ * in numpy's order of dimensions, in the order of the network:
+ *
+ *   picture I8 [h][w][3]    bytes of RGB             ids I32 [n]             the prompt, -200 in the picture's place
+ *   pixels                  the prepared square, where CLIP sees others      pixels.I [3][S][S]      CLIP's image I
+ *   tower.I.embd, tower.I.blk.L [positions][d]       tower.I.out [patches][d]
+ *   slow.stage.S [h*w][C]   adapter.K [tokens][d]    mined.I [tokens][d]     projected [n_vision][d]
+ *   embd, blk.L [N][d]      blk.L.scores [n]         blk.L.kept I32 [k]      logits [last rows of the prompt][V]
+ *   decode.ids I32 [T]      tokens to feed           decode.logits [T][V]    decode.kv I32 [T][layers]
+ */
+#include "models/llava.h"
+#include "tools/squint/cli.h"
+#include "tools/squint/stages.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DUMP_VERSION = 1, IMAGE_MARK = -200, MOST_IDS = 1 << 20 };
+
+typedef struct compare_job {
+    /* What was asked for. */
+    const char *model_path, *dump_path;
+    stage_budgets budgets;
+    bool json;
+    /* The dump. */
+    sq_gguf *dump;
+    stage *stages; /* [n_stages] one a tensor, but for `picture` */
+    size_t n_stages;
+    uint32_t *ids; /* [n_ids] SQ_IMAGE_TOKEN once where there is a picture; room for all of its tokens */
+    size_t n_ids, image_at;
+    /* What it takes. */
+    squint_model *model;
+    squint_session *session;
+    bool judge, decoding;  /* judge: or a stage past its budget is only told */
+    unsigned image, mined; /* of the front end, counted from 1 */
+    double *scores;        /* [n] of a layer, as the reference has them, else as squint has */
+    const stage *tied;     /* sets differ by ties: what follows cannot be judged */
+} compare_job;
+
+/* ---- The dump ------------------------------------------------------------------------------ */
+
+static bool begins(sq_str s, const char *prefix)
+{
+    const size_t n = strlen(prefix);
+    return s.len >= n && !memcmp(s.s, prefix, n);
+}
+
+static bool ends(sq_str s, const char *suffix)
+{
+    const size_t n = strlen(suffix);
+    return s.len >= n && !memcmp(s.s + s.len - n, suffix, n);
+}
+
+static stage_kind kind_of(sq_str name)
+{
+    if (begins(name, "pixels") || sq_str_eq(name, "ids") || begins(name, "decode.ids") || begins(name, "decode.kv"))
+        return STAGE_EXACT;
+    if (ends(name, "logits")) return STAGE_LOGITS;
+    return ends(name, ".kept") ? STAGE_SET : STAGE_FLOATS;
+}
+
+/* The picture is an input, and so are tokens to feed. */
+static bool is_input(sq_str name) { return sq_str_eq(name, "picture") || sq_str_eq(name, "decode.ids"); }
+
+static squint_err list_stages(compare_job *job, squint_msg *msg)
+{
+    const size_t n = sq_gguf_n_tensors(job->dump);
+    job->stages = cli_alloc(n, sizeof *job->stages);
+    for (size_t i = 0; i < n; i++) {
+        const sq_gguf_tensor *const t = sq_gguf_tensor_at(job->dump, i);
+        if (t->name.len >= STAGE_NAME)
+            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %zu: a stage's name has fewer than %d bytes",
+                           job->dump_path, i, STAGE_NAME);
+        if (is_input(t->name)) continue;
+        stage *const s = &job->stages[job->n_stages++];
+        *s = (stage){.tensor = t, .kind = kind_of(t->name), .cosine = NAN};
+        memcpy(s->name, t->name.s, t->name.len);
+    }
+    if (job->n_stages) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: has no stages; tools/dump_reference.py writes dumps", job->dump_path);
+}
+
+static squint_err open_dump(compare_job *job, squint_msg *msg)
+{
+    uint32_t version = 0;
+    squint_err err = sq_gguf_open(&job->dump, job->dump_path, NULL, msg);
+    if (!err && !sq_gguf_find_key(job->dump, "squint.dump.version"))
+        err = sq_fail(msg, SQUINT_ERR_FORMAT, "%s: no key squint.dump.version: not a dump of tools/dump_reference.py",
+                      job->dump_path);
+    if (!err) err = sq_gguf_get_u32(job->dump, "squint.dump.version", true, &version, msg);
+    if (!err && version != DUMP_VERSION)
+        err = sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key squint.dump.version: %u; this squint reads %d",
+                      job->dump_path, version, DUMP_VERSION);
+    return err ? err : list_stages(job, msg);
+}
+
+/* NULL where the dump does not have it. */
+static stage *find_stage(compare_job *job, const char *name)
+{
+    for (size_t i = 0; i < job->n_stages; i++)
+        if (!strcmp(job->stages[i].name, name)) return &job->stages[i];
+    return NULL;
+}
+
+/* An I32 list of ids, the picture's mark turned into SQ_IMAGE_TOKEN. NULL, n 0: there is none. */
+static squint_err read_ids(const compare_job *job, const char *name, uint32_t **out, size_t *n, squint_msg *msg)
+{
+    const sq_gguf_tensor *const t = sq_gguf_find(job->dump, name);
+    *out = NULL;
+    *n = 0;
+    if (!t) return SQUINT_OK;
+    if (t->type != SQ_TENSOR_I32 || t->n_dims > 1 || t->ne[0] < 1 || t->ne[0] > MOST_IDS)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: not a list of 1 to %d I32 ids", job->dump_path, name,
+                       MOST_IDS);
+    const int32_t *const ids = (const int32_t *)(const void *)t->data;
+    *n = (size_t)t->ne[0];
+    *out = cli_alloc(*n, sizeof **out);
+    for (size_t i = 0; i < *n; i++) {
+        const bool mark = ids[i] == IMAGE_MARK;
+        if (!mark && (ids[i] < 0 || (uint32_t)ids[i] >= job->model->n_vocab))
+            return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: id %d is not in the model's vocabulary of %u",
+                           job->dump_path, name, ids[i], job->model->n_vocab);
+        (*out)[i] = mark ? SQ_IMAGE_TOKEN : (uint32_t)ids[i];
+    }
+    return SQUINT_OK;
+}
+
+/* ---- The prompt ---------------------------------------------------------------------------- */
+
+/* The dump's prompt as squint would make ids of it. */
+static squint_err own_ids(const compare_job *job, sq_str prompt, uint32_t **out, size_t *n, squint_msg *msg)
+{
+    const squint_model *const m = job->model;
+    const size_t max_ids = sq_prompt_max_ids(prompt.len), scratch_bytes = sq_prompt_scratch(prompt.len);
+    char *const text = cli_alloc(prompt.len + 1, 1);
+    memcpy(text, prompt.s, prompt.len);
+    *out = cli_alloc(max_ids, sizeof **out);
+    void *const scratch = cli_alloc(scratch_bytes, 1);
+    const squint_err err =
+        sq_prompt_ids(m->tokenizer, m->template_name, text, scratch, scratch_bytes, *out, max_ids, n, msg);
+    free(scratch);
+    free(text);
+    return err;
+}
+
+static void compare_ids(stage *s, const uint32_t *own, size_t n)
+{
+    int32_t *const marked = cli_alloc(n, sizeof *marked);
+    for (size_t i = 0; i < n; i++)
+        marked[i] = own[i] == SQ_IMAGE_TOKEN ? IMAGE_MARK : (int32_t)own[i];
+    stage_compare_ints(s, marked, 1, (uint32_t)n);
+    free(marked);
+}
+
+static squint_err check_ids(compare_job *job, squint_msg *msg)
+{
+    size_t images = 0;
+    for (size_t i = 0; i < job->n_ids; i++)
+        if (job->ids[i] == SQ_IMAGE_TOKEN) {
+            job->image_at = i;
+            images++;
+        }
+    if (images > 1)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor ids: %zu pictures; squint takes one a prompt",
+                       job->dump_path, images);
+    if (!images) job->image_at = SIZE_MAX;
+    if (images && !sq_gguf_find(job->dump, "picture"))
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: has no tensor picture for its prompt", job->dump_path);
+    return SQUINT_OK;
+}
+
+/* The dump's ids go on, even where squint's own are others: so later stages still tell something. */
+static squint_err take_prompt(compare_job *job, squint_msg *msg)
+{
+    sq_str prompt = {NULL, 0};
+    uint32_t *own = NULL;
+    size_t n_own = 0;
+    squint_err err = sq_gguf_get_str(job->dump, "squint.dump.prompt", false, &prompt, msg);
+    if (!err) err = read_ids(job, "ids", &job->ids, &job->n_ids, msg);
+    if (!err && prompt.s && prompt.len > MOST_IDS)
+        err =
+            sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key squint.dump.prompt: more than %d bytes", job->dump_path, MOST_IDS);
+    if (!err && prompt.s && job->model->tokenizer) err = own_ids(job, prompt, &own, &n_own, msg);
+    if (!err && own && job->ids) compare_ids(find_stage(job, "ids"), own, n_own);
+    if (!err && !own && job->ids) find_stage(job, "ids")->state = STAGE_OPEN;
+    if (!err && !own && !job->ids)
+        err = sq_fail(msg, SQUINT_ERR_FORMAT, "%s: has neither tensor ids nor key squint.dump.prompt", job->dump_path);
+    if (!job->ids) {
+        job->ids = own;
+        job->n_ids = n_own;
+        own = NULL;
+    }
+    free(own);
+    return err ? err : check_ids(job, msg);
+}
+
+/* ---- What a session tells ------------------------------------------------------------------ */
+
+/* Not judged: that sets before it differ by ties, or that nobody asked to. */
+static void settle(compare_job *job, stage *s)
+{
+    if (s->state == STAGE_PAST && job->tied && s != job->tied) {
+        s->state = STAGE_OPEN;
+        snprintf(s->why, sizeof s->why, "not judged: ties made %s another set", job->tied->name);
+    }
+    if (s->state == STAGE_PAST && !job->judge && s->kind != STAGE_EXACT) s->state = STAGE_OPEN;
+    if (s->kind == STAGE_SET && s->state == STAGE_WITHIN && s->n_others && !job->tied) job->tied = s;
+}
+
+static void hear_floats(compare_job *job, const char *name, const float *data, uint32_t rows, uint32_t cols)
+{
+    stage *const s = find_stage(job, name);
+    if (!s) return;
+    stage_compare_floats(s, data, rows, cols, &job->budgets);
+    settle(job, s);
+}
+
+/* What CLIP sees is Pillow's picture, to the last bit, or was resampled in floats. */
+static void hear_pixels(compare_job *job, const char *name, const float *data, uint32_t n)
+{
+    const squint_session *const session = job->session;
+    const size_t pixels = session->model->pixel_floats;
+    stage *const s = find_stage(job, name);
+    if (s && (data < session->pixels || data >= session->pixels + pixels)) s->kind = STAGE_FLOATS;
+    hear_floats(job, name, data, 1, n);
+}
+
+/* Places of the n rows that have scores: all, the vision tokens, or those of high resolution. */
+static void place_scores(compare_job *job, const float *z, uint32_t n)
+{
+    const squint_session *const s = job->session;
+    const uint32_t total = (uint32_t)job->n_ids, vision = job->image_at == SIZE_MAX ? 0 : s->n_vision;
+    const uint32_t first = n == total ? 0 : (uint32_t)job->image_at + vision - n;
+    for (uint32_t i = 0; i < total; i++)
+        job->scores[i] = NAN;
+    for (uint32_t i = 0; i < n && (n == total || n <= vision); i++)
+        job->scores[first + i] = (double)z[i];
+}
+
+/* The reference's scores, if it has them, say how near it was to choosing otherwise. */
+static void hear_scores(compare_job *job, const char *name, const float *z, uint32_t n)
+{
+    const sq_decoder *const net = &sq_llava_of(job->session)->decoder;
+    const stage *const s = find_stage(job, name);
+    hear_floats(job, name, z, 1, n);
+    const bool have = s && s->tensor->type == SQ_TENSOR_F32 && s->state != STAGE_UNSEEN && s->cols == n &&
+                      s->tensor->bytes == n * sizeof(float);
+    place_scores(job, have ? (const float *)(const void *)s->tensor->data : z, n);
+    for (uint32_t i = 0; i < job->n_ids; i++) { /* what is always run has no contest */
+        const bool image = job->ids[i] == SQ_IMAGE_TOKEN;
+        if (net->mode.select == SQ_SELECT_CAPACITY &&
+            (net->mode.target == SQ_TARGET_VISION ? !image : i >= net->mode.region))
+            job->scores[i] = NAN;
+    }
+}
+
+static void hear_kept(compare_job *job, const char *name, const uint32_t *kept, uint32_t n)
+{
+    const sq_mode *const mode = &sq_llava_of(job->session)->decoder.mode;
+    const double p = (double)mode->prefill_threshold;
+    const stage_contest contest = {.n = (uint32_t)job->n_ids,
+                                   .score = job->scores,
+                                   .threshold = mode->select == SQ_SELECT_THRESHOLD ? log(p / (1 - p)) : NAN};
+    stage *const s = find_stage(job, name);
+    if (!s) return;
+    stage_compare_sets(s, kept, n, &contest, &job->budgets);
+    settle(job, s);
+}
+
+static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+{
+    compare_job *const job = user;
+    char name[STAGE_NAME];
+    if (job->decoding) return;
+    if (what == SQ_TRACE_PIXELS) job->image++;
+    if (what == SQ_TRACE_MINED) job->mined++;
+    const unsigned image = job->image ? job->image - 1 : 0;
+#define NAME(...) (snprintf(name, sizeof name, __VA_ARGS__), name)
+    switch (what) {
+    case SQ_TRACE_PIXELS:
+        hear_pixels(job, NAME("pixels.%u", image), data, cols);
+        break;
+    case SQ_TRACE_PATCHES:
+        hear_floats(job, NAME("tower.%u.embd", image), data, rows, cols);
+        break;
+    case SQ_TRACE_TOWER_LAYER:
+        hear_floats(job, NAME("tower.%u.blk.%d", image, layer), data, rows, cols);
+        break;
+    case SQ_TRACE_TOWER:
+        hear_floats(job, NAME("tower.%u.out", image), data, rows, cols);
+        break;
+    case SQ_TRACE_SLOW:
+        hear_floats(job, NAME("slow.stage.%d", layer), data, rows, cols);
+        break;
+    case SQ_TRACE_ADAPTER:
+        hear_floats(job, NAME("adapter.%d", layer), data, rows, cols);
+        break;
+    case SQ_TRACE_MINED:
+        hear_floats(job, NAME("mined.%u", job->mined - 1), data, rows, cols);
+        break;
+    case SQ_TRACE_PROJECTED:
+        hear_floats(job, "projected", data, rows, cols);
+        break;
+    case SQ_TRACE_EMBEDDED:
+        hear_floats(job, "embd", data, rows, cols);
+        break;
+    case SQ_TRACE_LAYER:
+        hear_floats(job, NAME("blk.%d", layer), data, rows, cols);
+        break;
+    case SQ_TRACE_SCORES:
+        hear_scores(job, NAME("blk.%d.scores", layer), data, cols);
+        break;
+    case SQ_TRACE_KEPT:
+        hear_kept(job, NAME("blk.%d.kept", layer), data, cols);
+        break;
+    case SQ_TRACE_LOGITS:
+        hear_floats(job, "logits", data, rows, cols);
+        break;
+    case SQ_TRACE_WEIGHTS:
+    case SQ_TRACE_QKV:
+        break;
+    }
+#undef NAME
+}
+
+/* ---- Running ------------------------------------------------------------------------------- */
+
+static squint_err open_session(compare_job *job, const squint_session_options *options, size_t n_decode,
+                               squint_msg *msg)
+{
+    const squint_model *const m = job->model;
+    const stage *const logits = find_stage(job, "logits");
+    const size_t vision = job->image_at == SIZE_MAX ? 0 : m->n_vision, rows = job->n_ids + (vision ? vision - 1 : 0);
+    if (rows + n_decode > m->n_ctx)
+        return sq_fail(msg, SQUINT_ERR_LIMIT, "%s: %zu tokens; the model's context is %u", job->dump_path,
+                       rows + n_decode, m->n_ctx);
+    const uint64_t asked = logits && logits->tensor->n_dims == 2 ? logits->tensor->ne[1] : 1;
+    const sq_limits limits = {.max_rows = (uint32_t)rows,
+                              .max_tokens = (uint32_t)(rows + n_decode),
+                              .max_logits = asked <= job->n_ids ? (uint32_t)asked : 1,
+                              .max_vision = (uint32_t)vision,
+                              .kv = sq_kv_of(m, options->kv)};
+    job->ids = cli_grow(job->ids, rows, sizeof *job->ids);
+    job->scores = cli_alloc(rows, sizeof *job->scores);
+    return sq_session_open_limits(&job->session, m, options, &limits, msg);
+}
+
+static squint_err see(compare_job *job, squint_msg *msg)
+{
+    const sq_gguf_tensor *const t = sq_gguf_find(job->dump, "picture");
+    squint_session *const s = job->session;
+    if (job->image_at == SIZE_MAX) return SQUINT_OK;
+    if (t->type != SQ_TENSOR_I8 || t->n_dims != 3 || t->ne[0] != 3 || !t->bytes || t->ne[1] > SQ_IMAGE_MAX_SIDE ||
+        t->ne[2] > SQ_IMAGE_MAX_SIDE || t->ne[1] * t->ne[2] > SQ_IMAGE_MAX_PIXELS)
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor picture: not I8 height x width x 3, of up to %d megapixels",
+                       job->dump_path, SQ_IMAGE_MAX_PIXELS >> 20);
+    const uint32_t w = (uint32_t)t->ne[1], h = (uint32_t)t->ne[2];
+    squint_err err = sq_session_picture(s, t->data, w, h, 3 * (size_t)w, msg);
+    if (err) return err;
+    if (find_stage(job, "pixels")) hear_pixels(job, "pixels", s->pixels, (uint32_t)s->model->pixel_floats);
+    sq_prompt_expand(job->ids, job->n_ids, s->n_vision);
+    job->n_ids += s->n_vision;
+    job->n_ids--;
+    return sq_session_encode(s, msg);
+}
+
+/* The tokens of the reference, whatever squint would have said. */
+static squint_err decode(compare_job *job, const uint32_t *ids, size_t n, squint_msg *msg)
+{
+    squint_session *const s = job->session;
+    const uint32_t n_vocab = job->model->n_vocab, n_layers = job->model->n_layers;
+    float *const logits = cli_alloc(n * n_vocab, sizeof *logits);
+    int32_t *const kv = cli_alloc(n * n_layers, sizeof *kv);
+    squint_err err = SQUINT_OK;
+    job->decoding = true;
+    for (size_t i = 0; !err && i < n; i++) {
+        if ((err = sq_session_forward(s, &ids[i], 1, 1, msg))) break;
+        memcpy(logits + i * n_vocab, s->logits, n_vocab * sizeof *logits);
+        for (uint32_t l = 0; l < n_layers; l++) {
+            uint32_t entries;
+            s->model->family->kv_places(s, l, &entries);
+            kv[i * n_layers + l] = (int32_t)entries;
+        }
+    }
+    if (!err) hear_floats(job, "decode.logits", logits, (uint32_t)n, n_vocab);
+    stage *const lengths = find_stage(job, "decode.kv");
+    if (!err && lengths) {
+        stage_compare_ints(lengths, kv, (uint32_t)n, n_layers);
+        settle(job, lengths);
+    }
+    free(logits);
+    free(kv);
+    return err;
+}
+
+static squint_err run_all(compare_job *job, const squint_session_options *options, squint_msg *msg)
+{
+    uint32_t *tokens = NULL;
+    size_t n_tokens = 0;
+    squint_err err = take_prompt(job, msg);
+    if (!err) err = read_ids(job, "decode.ids", &tokens, &n_tokens, msg);
+    for (size_t i = 0; !err && i < n_tokens; i++)
+        if (tokens[i] == SQ_IMAGE_TOKEN)
+            err = sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor decode.ids: a picture among them", job->dump_path);
+    if (!err) err = open_session(job, options, n_tokens, msg);
+    if (!err) {
+        cli_watch_interrupts(job->session);
+        job->session->trace = on_trace;
+        job->session->trace_user = job;
+        job->session->trace_mute = 1u << SQ_TRACE_QKV | 1u << SQ_TRACE_WEIGHTS;
+        err = see(job, msg);
+        if (!err)
+            err =
+                sq_session_forward(job->session, job->ids, (uint32_t)job->n_ids, job->session->limits.max_logits, msg);
+        if (!err && n_tokens) err = decode(job, tokens, n_tokens, msg);
+        cli_unwatch_interrupts();
+    }
+    free(tokens);
+    for (size_t i = 0; !err && i < job->n_stages; i++)
+        if (job->stages[i].state == STAGE_UNSEEN) stage_refuse(&job->stages[i], "squint has no such stage");
+    return err;
+}
+
+/* ---- Report -------------------------------------------------------------------------------- */
+
+static void print_set(const stage *s)
+{
+    printf("%-18s %6u of %-6u %s", s->name, s->n_both, s->n_either, s->n_others ? "differ:" : "the same");
+    for (uint32_t i = 0; i < s->n_others && i < STAGE_SHOWN; i++)
+        printf(" %c%u (%.2g)", s->others[i].theirs ? '-' : '+', s->others[i].at, s->others[i].gap);
+    if (s->n_others > STAGE_SHOWN) printf(" ...");
+}
+
+static void print_stage(const stage *s)
+{
+    char size[32];
+    snprintf(size, sizeof size, "%u x %u", s->rows, s->cols);
+    if (isnan(s->cosine) && s->kind != STAGE_SET)
+        printf("%-18s %14s%s", s->name, s->rows ? size : "", s->state == STAGE_WITHIN ? " the same" : "");
+    else if (s->kind == STAGE_SET)
+        print_set(s);
+    else
+        printf("%-18s %14s %9.2e %9.2e %9.2e %9.2e %10.7f", s->name, size, s->largest, s->mean, s->relative, s->worst,
+               s->cosine);
+    printf("%s%s\n", *s->why ? "  " : "", s->why);
+}
+
+static void add_others(cJSON *json, const stage *s)
+{
+    cJSON *const others = cJSON_AddArrayToObject(json, "others");
+    for (uint32_t i = 0; i < s->n_others && i < STAGE_SHOWN; i++) {
+        cJSON *const other = cJSON_CreateObject();
+        cJSON_AddNumberToObject(other, "position", s->others[i].at);
+        cJSON_AddBoolToObject(other, "reference", s->others[i].theirs);
+        if (isfinite(s->others[i].gap))
+            cJSON_AddNumberToObject(other, "gap", s->others[i].gap);
+        else
+            cJSON_AddNullToObject(other, "gap");
+        cJSON_AddItemToArray(others, other);
+    }
+}
+
+static void add_number(cJSON *json, const char *key, double v)
+{
+    if (isfinite(v))
+        cJSON_AddNumberToObject(json, key, v);
+    else
+        cJSON_AddNullToObject(json, key);
+}
+
+static void print_stage_json(const stage *s)
+{
+    static const char *const states[] = {
+        [STAGE_UNSEEN] = "past", [STAGE_WITHIN] = "within", [STAGE_PAST] = "past", [STAGE_OPEN] = "open"};
+    cJSON *const json = cJSON_CreateObject();
+    cJSON_AddItemToObject(json, "stage", cli_json_text(s->name, strlen(s->name)));
+    cJSON_AddStringToObject(json, "state", states[s->state]);
+    cJSON_AddNumberToObject(json, "rows", s->rows);
+    cJSON_AddNumberToObject(json, "cols", s->cols);
+    if (s->kind == STAGE_SET) {
+        cJSON_AddNumberToObject(json, "both", s->n_both);
+        cJSON_AddNumberToObject(json, "either", s->n_either);
+        cJSON_AddNumberToObject(json, "ties", s->n_ties);
+        add_others(json, s);
+    } else if (!isnan(s->cosine)) {
+        add_number(json, "largest", s->largest);
+        add_number(json, "mean", s->mean);
+        add_number(json, "relative", s->relative);
+        add_number(json, "worst_row", s->worst);
+        add_number(json, "cosine", s->cosine);
+    }
+    if (*s->why) cJSON_AddStringToObject(json, "why", s->why);
+    cli_json_line(stdout, json);
+}
+
+static void print_verdict(const compare_job *job, const stage *first)
+{
+    sq_str source = {"", 0};
+    sq_gguf_get_str(job->dump, "squint.dump.source", false, &source, NULL);
+    if (job->json) {
+        cJSON *const json = cJSON_CreateObject();
+        cJSON_AddItemToObject(json, "model", cli_json_text(job->model_path, strlen(job->model_path)));
+        cJSON_AddItemToObject(json, "reference", cli_json_text(source.s, source.len));
+        cJSON_AddNumberToObject(json, "stages", (double)job->n_stages);
+        cJSON_AddBoolToObject(json, "judged", job->judge);
+        if (first)
+            cJSON_AddItemToObject(json, "first", cli_json_text(first->name, strlen(first->name)));
+        else
+            cJSON_AddNullToObject(json, "first");
+        cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
+        cli_json_line(stdout, json);
+    } else if (first) {
+        printf("first past its budget: %s: %s\n", first->name, first->why);
+    } else {
+        printf("%zu stages %s\n", job->n_stages,
+               job->judge ? "within their budgets" : "told; the model's weights are rounded: --tolerance judges them");
+    }
+}
+
+/* The first stage past its budget, NULL: none is. */
+static const stage *report(const compare_job *job)
+{
+    const stage *first = NULL;
+    if (!job->json)
+        printf("%-18s %14s %9s %9s %9s %9s %10s\n", "stage", "rows x columns", "largest", "mean", "relative",
+               "worst row", "cosine");
+    for (size_t i = 0; i < job->n_stages; i++) {
+        const stage *const s = &job->stages[i];
+        if (job->json)
+            print_stage_json(s);
+        else
+            print_stage(s);
+        if (!first && s->state == STAGE_PAST) first = s;
+    }
+    print_verdict(job, first);
+    return first;
+}
+
+/* ---- The command --------------------------------------------------------------------------- */
+
+/* Are all weights binary32, and keys and values? */
+static bool is_rounded(const squint_model *m, squint_kv kv)
+{
+    for (size_t i = 0; m->file && i < sq_gguf_n_tensors(m->file); i++)
+        if (sq_gguf_tensor_at(m->file, i)->type != SQ_TENSOR_F32) return true;
+    return sq_kv_of(m, kv) != SQ_KV_F32;
+}
+
+static int compare(compare_job *job, const squint_model_options *model_options, const squint_session_options *options)
+{
+    squint_msg msg = {""};
+    squint_err err = open_dump(job, &msg);
+    if (!err) err = squint_model_open(&job->model, job->model_path, model_options, &msg);
+    if (err) return cli_fail(err, &msg) == CLI_MISUSED ? CLI_MISUSED : CLI_FAILED;
+    cli_tell_mode(job->model);
+    job->judge = job->judge || !is_rounded(job->model, options->kv);
+    if ((err = run_all(job, options, &msg))) return cli_fail(err, &msg);
+    const bool within = !report(job);
+    return cli_flush() && within ? CLI_DONE : CLI_FAILED;
+}
+
+static void release(compare_job *job)
+{
+    squint_session_close(&job->session);
+    squint_model_close(&job->model);
+    sq_gguf_close(&job->dump);
+    free(job->stages);
+    free(job->ids);
+    free(job->scores);
+}
+
+static int run(const cli_command *self, int argc, char **argv)
+{
+    squint_model_options model_options = {0};
+    squint_session_options session = {0};
+    unsigned kv = SQUINT_KV_AUTO;
+    compare_job job = {.budgets = {.tolerance = -1, .drift = 1e-4f, .ties = 1e-4f}};
+    const cli_option options[] = {
+        CLI_ROW_MODEL(&job.model_path),
+        CLI_ROW_TEXT('r', "ref", &job.dump_path, "DUMP", "the reference's stages, of tools/dump_reference.py"),
+        CLI_ROW_REAL(0, "tolerance", &job.budgets.tolerance, 0, 1e9, NULL, "X",
+                     "budget of logits, largest difference (default: 1e-3; files of rounded weights are not judged)"),
+        CLI_ROW_REAL(0, "drift", &job.budgets.drift, 0, 1e9, NULL, "X",
+                     "budget of other stages, a row's difference in parts of its length (default: 1e-4)"),
+        CLI_ROW_REAL(0, "ties", &job.budgets.ties, 0, 1e9, NULL, "X",
+                     "scores so near the cut may be chosen either way (default: 1e-4)"),
+        CLI_ROW_FLAG(0, "json", &job.json, "a JSON object a stage, and one for the verdict"),
+        CLI_ROW_THREADS(&session.threads),
+        CLI_ROW_MODE(&model_options.mode),
+        CLI_ROW_ISA(&model_options.isa),
+        CLI_ROW_KV(&kv),
+        CLI_ROW_END,
+    };
+    int first, status;
+    if (!cli_parse(self, options, argc, argv, &first, &status)) return status;
+    if (first < argc) return cli_misuse(self, "compare: what is \"%s\" for? The dump is named by --ref", argv[first]);
+    if (!job.dump_path) return cli_misuse(self, "compare: --ref says what to compare with");
+    if (!(job.model_path = cli_model_path(job.model_path))) return CLI_MISUSED;
+    session.kv = (squint_kv)kv;
+    job.judge = job.budgets.tolerance >= 0;
+    if (!job.judge) job.budgets.tolerance = 1e-3f;
+    status = compare(&job, &model_options, &session);
+    release(&job);
+    return status;
+}
+
+const cli_command compare_command = {
+    .name = "compare",
+    .operands = "--ref DUMP",
+    .summary = "every stage of a model next to a reference's",
+    .details =
+        "Runs the picture and the prompt of a dump, and its tokens after them, and prints for each stage of the\n"
+        "network that the dump has: largest and mean difference, the difference's length in parts of the stage's,\n"
+        "the same of the worst row, cosine; for sets of tokens how many are in both, and which are in one alone\n"
+        "(+ squint's, - the reference's, with their score's distance from the cut).\n\n"
+        "Budgets are for weights, keys and values in f32. Pixels, ids and lengths of caches are to be the same.\n"
+        "Sums of up to 16384 products in another order are off by some 2e-6 of a row, 64 and more branches after\n"
+        "another by 2e-5; a wrong rule moves rows by 1e-3 and more. Exits with 1 when a stage is past its budget,\n"
+        "missing, or of another shape, and names the first.",
+    .run = run,
+};
