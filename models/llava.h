@@ -8,10 +8,11 @@
 #define SQ_LLAVA_H
 
 #include "runtime/engine.h"
+#include "runtime/tiles.h"
 
 typedef struct sq_llava_state sq_llava_state;
 
-enum { SQ_MAX_STEM = 4 };
+enum { SQ_MAX_STEM = 4, SQ_MAX_PINPOINTS = 64, SQ_MAX_TILES = 64 };
 
 /* ---- Shapes and weights ------------------------------------------------------------------ */
 
@@ -117,7 +118,11 @@ typedef enum sq_score {
 } sq_score;
 
 /* Who may be skipped. */
-typedef enum sq_target { SQ_TARGET_VISION, SQ_TARGET_ALL } sq_target;
+typedef enum sq_target {
+    SQ_TARGET_VISION,
+    SQ_TARGET_VISION_HR, /* vision tokens past the first s->n_vision_base: those of tiles */
+    SQ_TARGET_ALL
+} sq_target;
 
 /* Who stays in a pass of several tokens. */
 typedef enum sq_select {
@@ -144,6 +149,7 @@ typedef struct sq_mode {
     bool at_threshold; /* in a pass of several tokens the threshold itself passes */
     sq_weight weight;
     bool any_skip_weight; /* a file may leave skipped tokens unweighted */
+    bool any_vision;      /* a file may spare the tokens that show the whole picture */
     sq_position position;
     sq_decode decode;
     sq_decode_position decode_position;
@@ -177,10 +183,18 @@ typedef struct sq_decoder {
 /* What stands between a picture and the decoder: squint.vision.type. */
 typedef enum sq_vision_kind {
     SQ_VISION_NONE,
-    SQ_VISION_CLIP, /* one square of the picture, as m->image_rule has it: clip_pad, clip_crop, clip_stretch */
-    SQ_VISION_HR,   /* llava_hr */
-    SQ_VISION_MGM,  /* mgm */
+    SQ_VISION_CLIP,   /* one square of the picture, as m->image_rule has it: clip_pad, clip_crop, clip_stretch */
+    SQ_VISION_ANYRES, /* the whole picture, then tiles of it: clip_anyres */
+    SQ_VISION_HR,     /* llava_hr */
+    SQ_VISION_MGM,    /* mgm */
 } sq_vision_kind;
+
+typedef struct sq_anyres {
+    uint32_t n_pinpoints;
+    sq_size pinpoints[SQ_MAX_PINPOINTS]; /* canvases of tiles, pixels */
+    uint32_t max_num_patches; /* tiles' worth of tokens that the high-resolution map is shrunk to; 0: it is not */
+    const float *newline;     /* [d] */
+} sq_anyres;
 
 typedef struct sq_llava {
     sq_decoder decoder;
@@ -190,6 +204,7 @@ typedef struct sq_llava {
     sq_hr hr;
     sq_mgm mgm;
     sq_projector projector;
+    sq_anyres anyres;
 } sq_llava;
 
 /* What the products of a session can need at most. */
@@ -293,6 +308,12 @@ struct sq_llava_state {
     sq_mgm_state mgm;
     uint32_t step; /* of n_steps: blocks done, of all images */
     uint32_t n_steps;
+    /* anyres */
+    sq_tiles tiles;       /* of the picture at hand; rows 0: it has none */
+    sq_kept_map kept_map; /* of their feature map */
+    sq_size tile_tokens;  /* that this becomes: columns without the newline's, and rows */
+    uint32_t *from, *to;  /* [vit.n_patches] patches of a tile and the rows that they become */
+    float *tile_map;      /* [kept_map][d], where it is to be shrunk */
 };
 
 /* ---- Parts ---------------------------------------------------------------------------------- */
@@ -450,6 +471,12 @@ double sq_vision_macs(const squint_session *s);
 squint_err sq_vision_step(squint_session *s, squint_msg *msg);
 /** One grid over what the tower's square shows of a w x h picture, its tokens from `first` on. */
 squint_grid sq_vision_square(const squint_model *m, uint32_t w, uint32_t h, uint32_t first);
+
+/* models/anyres.c */
+extern const sq_front sq_front_anyres;
+#define SQ_PINPOINTS_KEY "clip.vision.image_grid_pinpoints"
+/** Fails when a file that llama.cpp's converter made joins its tiles in another way. */
+squint_err sq_anyres_check_merge(const squint_model *m, squint_msg *msg);
 
 /* models/projector.c */
 /** Multiply-adds over so many rows. */

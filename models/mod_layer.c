@@ -79,12 +79,24 @@ static uint32_t pooled_rows(const sq_pass *p)
     return has_region(p) && rows < p->net->mode.region ? p->net->mode.region : rows;
 }
 
+/* The first vision tokens of a pass that are spared all routing: as many in every picture. */
+static uint32_t spared(const squint_session *s, const sq_mode *mode, uint32_t n_vision)
+{
+    const uint32_t base = s->model->n_vision_base;
+    if (mode->target != SQ_TARGET_VISION_HR) return 0;
+    return base < n_vision ? base : n_vision;
+}
+
 void sq_mod_begin(sq_pass *p)
 {
     sq_llava_state *const state = p->state;
-    const sq_score score = p->net->mode.score;
-    for (uint32_t i = 0; i < p->n && score; i++)
-        if (score == SQ_SCORE_ATTN_NORM || p->ids[i] == SQ_IMAGE_TOKEN) state->targets[p->n_targets++] = i;
+    const sq_mode *const mode = &p->net->mode;
+    uint32_t spare = spared(p->s, mode, p->n_vision);
+    for (uint32_t i = 0; i < p->n && mode->score; i++) {
+        const bool is_vision = p->ids[i] == SQ_IMAGE_TOKEN;
+        if (mode->score == SQ_SCORE_ATTN_NORM || (is_vision && !spare)) state->targets[p->n_targets++] = i;
+        spare -= is_vision && spare;
+    }
     for (uint32_t i = 0; i < p->n_targets; i++)
         state->lag[i] = (sq_lag){.factor = 1.0f};
     const uint32_t pooled = pooled_rows(p);
@@ -192,8 +204,8 @@ uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_
     const uint32_t text = limits->max_tokens - limits->max_vision, vision = limits->max_vision;
     const sq_mode *const mode = &net->mode;
     if (!net->layers[layer].is_mod) return limits->max_tokens;
-    const uint32_t counted = sq_route_count(vision, s->ratio[layer]);
-    if (mode->select == SQ_SELECT_TOP_K) return text + counted;
+    const uint32_t spare = spared(s, mode, vision), counted = sq_route_count(vision - spare, s->ratio[layer]);
+    if (mode->select == SQ_SELECT_TOP_K) return text + spare + counted;
     if (mode->select == SQ_SELECT_CAPACITY && mode->target == SQ_TARGET_VISION)
         return text + vision - counted + (counted > 0); /* fewer may keep one more */
     return limits->max_tokens;                          /* data decides, or a prompt too short for skipping */
@@ -205,7 +217,8 @@ uint32_t sq_mod_rows(const squint_session *s, uint32_t layer, uint32_t n, uint32
     const sq_mode *const mode = &net->mode;
     const float ratio = sq_keep_ratio(s, layer, keep);
     if (!net->layers[layer].is_mod) return n;
-    if (mode->select == SQ_SELECT_TOP_K) return n - n_vision + sq_route_count(n_vision, ratio);
+    const uint32_t routed = n_vision - spared(s, mode, n_vision);
+    if (mode->select == SQ_SELECT_TOP_K) return n - routed + sq_route_count(routed, ratio);
     return n - sq_route_count(mode->target == SQ_TARGET_VISION ? n_vision : n > mode->region ? mode->region : 0, ratio);
 }
 

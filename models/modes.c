@@ -9,6 +9,7 @@
  *
  *   mod.prefill.threshold, mod.decode.threshold   a probability; the table has the released ones
  *   mod.decode.position                           of gamma-released-mgm: "local" or "global"
+ *   mod.target                                    of pmod: "vision_all", or "vision_hr", the tokens of tiles alone
  *   mod.weight.apply                              of pmod: "mlp+skip", or "mlp": trained without weights on what is
  *                                                 skipped (STRing)
  *   mod.capacity.skip_ratio, mod.capacity.region  gamma-train and gamma-paper, which have no default for them
@@ -28,6 +29,7 @@ static const sq_mode modes[] = {
      .select = SQ_SELECT_TOP_K,
      .weight = SQ_WEIGHT_MLP_SKIP,
      .any_skip_weight = true,
+     .any_vision = true,
      .position = SQ_POSITION_ORIGINAL,
      .decode = SQ_DECODE_DENSE,
      .decode_position = SQ_DECODE_GLOBAL},
@@ -165,10 +167,12 @@ static const char *const weights[] = {
     [SQ_WEIGHT_MLP_SKIP] = "mlp+skip", [SQ_WEIGHT_MLP] = "mlp", [SQ_WEIGHT_ATTN_MLP] = "attn+mlp"};
 static const char *const decode_positions[] = {[SQ_DECODE_GLOBAL] = "global", [SQ_DECODE_LOCAL] = "local"};
 
+static const char *const targets[] = {
+    [SQ_TARGET_VISION] = "vision_all", [SQ_TARGET_VISION_HR] = "vision_hr", [SQ_TARGET_ALL] = "all"};
+
 static squint_err check_words(const squint_model *m, const sq_mode *mode, squint_msg *msg)
 {
     static const char *const scores[] = {[SQ_SCORE_HIDDEN] = "hidden", [SQ_SCORE_ATTN_NORM] = "attn_norm"};
-    static const char *const targets[] = {[SQ_TARGET_VISION] = "vision_all", [SQ_TARGET_ALL] = "all"};
     static const char *const selects[] = {
         [SQ_SELECT_TOP_K] = "topk", [SQ_SELECT_THRESHOLD] = "threshold", [SQ_SELECT_CAPACITY] = "capacity"};
     static const char *const positions[] = {
@@ -208,6 +212,14 @@ static squint_err read_skip_weight(const squint_model *m, sq_mode *mode, squint_
     sq_str word = {"", 0};
     const squint_err err = sq_gguf_get_str(m->file, "mod.weight.apply", false, &word, msg);
     if (mode->any_skip_weight && sq_str_eq(word, weights[SQ_WEIGHT_MLP])) mode->weight = SQ_WEIGHT_MLP;
+    return err;
+}
+
+static squint_err read_target(const squint_model *m, sq_mode *mode, squint_msg *msg)
+{
+    sq_str word = {"", 0};
+    const squint_err err = sq_gguf_get_str(m->file, "mod.target", false, &word, msg);
+    if (mode->any_vision && sq_str_eq(word, targets[SQ_TARGET_VISION_HR])) mode->target = SQ_TARGET_VISION_HR;
     return err;
 }
 
@@ -387,6 +399,7 @@ static squint_err read_modes(squint_model *m, sq_decoder *net, sq_mode *own, squ
     if (net->mode.score != SQ_SCORE_NONE) {
         if ((err = read_decode_position(m, &net->mode, msg))) return err;
         if ((err = read_skip_weight(m, &net->mode, msg))) return err;
+        if ((err = read_target(m, &net->mode, msg))) return err;
         if ((err = check_words(m, &net->mode, msg))) return err;
     }
     *own = net->mode;

@@ -55,24 +55,38 @@ static const sq_front clip = {.describe = clip_describe,
 
 /* ---- all of them ---- */
 
-static const sq_front *const fronts[] = {
-    [SQ_VISION_CLIP] = &clip, [SQ_VISION_HR] = &sq_front_hr, [SQ_VISION_MGM] = &sq_front_mgm};
+static const sq_front *const fronts[] = {[SQ_VISION_CLIP] = &clip,
+                                         [SQ_VISION_ANYRES] = &sq_front_anyres,
+                                         [SQ_VISION_HR] = &sq_front_hr,
+                                         [SQ_VISION_MGM] = &sq_front_mgm};
 
 static const sq_front *front_of(const squint_session *s) { return fronts[sq_llava_of(s)->vision_kind]; }
+
+/* A file of llama.cpp's has LLaVA's words for it, or none. */
+static squint_err foreign_type(const squint_model *m, sq_str *type, squint_msg *msg)
+{
+    const bool tiled = sq_gguf_find_key(m->file, SQ_PINPOINTS_KEY) != NULL;
+    sq_str aspect = tiled ? (sq_str){"anyres", 6} : (sq_str){"pad", 3};
+    const squint_err err = sq_gguf_get_str(m->file, "clip.vision.image_aspect_ratio", false, &aspect, msg);
+    if (err) return err;
+    *type = sq_str_eq(aspect, "square") ? (sq_str){"clip_crop", 9} : (sq_str){"clip_pad", 8};
+    if (!sq_str_eq(aspect, "anyres")) return SQUINT_OK;
+    *type = (sq_str){"clip_anyres", 11};
+    return sq_anyres_check_merge(m, msg);
+}
 
 static squint_err read_kind(squint_model *m, sq_vision_kind *kind, squint_msg *msg)
 {
     static const struct {
         const char *name;
         sq_vision_kind kind;
-        sq_fit fit;
-    } types[] = {{"clip_stretch", SQ_VISION_CLIP, SQ_FIT_STRETCH},
-                 {"clip_pad", SQ_VISION_CLIP, SQ_FIT_PAD},
-                 {"clip_crop", SQ_VISION_CLIP, SQ_FIT_CROP},
-                 {"llava_hr", SQ_VISION_HR, SQ_FIT_PAD},
-                 {"mgm", SQ_VISION_MGM, SQ_FIT_PAD}};
-    sq_str type = {"clip_pad", 8};
-    const squint_err err = sq_gguf_get_str(m->file, "squint.vision.type", false, &type, msg);
+        sq_fit fit; /* of the square that shows the whole picture */
+    } types[] = {{"clip_stretch", SQ_VISION_CLIP, SQ_FIT_STRETCH}, {"clip_pad", SQ_VISION_CLIP, SQ_FIT_PAD},
+                 {"clip_crop", SQ_VISION_CLIP, SQ_FIT_CROP},       {"clip_anyres", SQ_VISION_ANYRES, SQ_FIT_STRETCH},
+                 {"llava_hr", SQ_VISION_HR, SQ_FIT_PAD},           {"mgm", SQ_VISION_MGM, SQ_FIT_PAD}};
+    sq_str type = {"", 0};
+    squint_err err = sq_gguf_get_str(m->file, "squint.vision.type", false, &type, msg);
+    if (!err && !sq_gguf_find_key(m->file, "squint.vision.type")) err = foreign_type(m, &type, msg);
     if (err) return err;
     for (size_t i = 0; i < SQ_COUNT(types); i++)
         if (sq_str_eq(type, types[i].name)) {
@@ -80,9 +94,11 @@ static squint_err read_kind(squint_model *m, sq_vision_kind *kind, squint_msg *m
             *kind = types[i].kind;
             return SQUINT_OK;
         }
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                   "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad, clip_crop, llava_hr or mgm",
-                   sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
+    return sq_fail(
+        msg, SQUINT_ERR_UNSUPPORTED,
+        "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad, clip_crop, clip_anyres, llava_hr "
+        "or mgm",
+        sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
 }
 
 squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg)
@@ -94,6 +110,8 @@ squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg)
     if ((err = sq_vit_load(m, &net->vit, msg))) return err;
     const sq_front *const front = fronts[net->vision_kind];
     if (front->load && (err = front->load(m, net, msg))) return err;
+    if (net->vision_kind != SQ_VISION_ANYRES && net->decoder.mode.target == SQ_TARGET_VISION_HR)
+        net->decoder.mode.target = SQ_TARGET_VISION; /* p-MoD's rule: without tiles each vision token is one of those */
     sq_vision_describe(m);
     return sq_projector_load(m, net->vit.d, net->decoder.d, &net->projector, msg);
 }

@@ -166,16 +166,21 @@ static sq_axis fit_axis(sq_fit fit, uint32_t size, uint32_t side, uint32_t other
     return axis;
 }
 
+void sq_image_values(const sq_image_rule *rule, float values[3][256])
+{
+    for (size_t c = 0; c < 3; c++)
+        for (int v = 0; v < 256; v++)
+            values[c][v] = ((float)v / 255.0f - rule->mean[c]) / rule->std[c];
+}
+
 static void normalise(const uint8_t *rgb, const sq_image_rule *rule, float *out)
 {
     const size_t n = (size_t)rule->size * rule->size;
-    for (size_t c = 0; c < 3; c++) {
-        float value[256];
-        for (int v = 0; v < 256; v++)
-            value[v] = ((float)v / 255.0f - rule->mean[c]) / rule->std[c];
+    float values[3][256];
+    sq_image_values(rule, values);
+    for (size_t c = 0; c < 3; c++)
         for (size_t i = 0; i < n; i++)
-            out[c * n + i] = value[rgb[3 * i + c]];
-    }
+            out[c * n + i] = values[c][rgb[3 * i + c]];
 }
 
 static squint_err check_rule(uint32_t w, uint32_t h, size_t stride, const sq_image_rule *rule, squint_msg *msg)

@@ -64,6 +64,9 @@ typedef struct sq_image_rule {
 squint_err sq_image_prepare(const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride, const sq_image_rule *rule,
                             float *out, const squint_allocator *a, squint_msg *msg);
 
+/** What normalising makes of the 256 values of each channel. */
+void sq_image_values(const sq_image_rule *rule, float values[3][256]);
+
 /** The part of a w x h picture that the square shows, in the picture's pixels from its upper left corner: beyond them
  *  where it is padded, less than them where it is cropped. */
 void sq_image_view(const sq_image_rule *rule, uint32_t w, uint32_t h, double *x, double *y, double *view_w,

@@ -976,7 +976,6 @@ static void test_words_that_mean_another_method(void **state)
                  {"mod.prefill.select", "threshold"},
                  {"mod.decode.rule", "always"},
                  {"mod.decode.position", "local"},
-                 {"mod.target", "vision_hr"},
                  {"mod.target", "all"},
                  {"llama.rope.scaling.type", "linear"},
                  {"general.architecture", "gpt2"},
