@@ -674,7 +674,7 @@ static void test_values_out_of_range(void **state)
     fixture_u32s(f, "squint.vision.pad_color", (const uint32_t[]){1, 2, 256}, 3);
     assert_refused(f, SQUINT_ERR_FORMAT, "squint.vision.pad_color");
     fixture_drop(f, "squint.vision.pad_color");
-    fixture_str(f, "squint.vision.type", "clip_anyres");
+    fixture_str(f, "squint.vision.type", "clip_tiled");
     assert_refused(f, SQUINT_ERR_UNSUPPORTED, "squint.vision.type");
     fixture_free(f);
 }
