@@ -2,11 +2,11 @@
  * What a prefill will cost on this machine, with these threads and kernels: measured on a few of the model's layers.
  * SPDX-License-Identifier: MIT
  *
- * A layer over m rows takes layer_ms + row_ms m + pair_ms m (m + 1) / 2: matrices, which cost something before their
- * first row, and attention. Runs of a layer over one row, some and more give the first two, attention on its own the
- * third. Each run takes another layer, whose weights no cache holds, as in a prefill. What is left out (embedding,
- * routing) is below a hundredth of a large model's time. It is more of a small one's, which threads that wake up cost
- * something too: a short prefill is run, and corrects the sum.
+ * A layer over m rows takes layer_ms b + row_ms m + pair_ms m (m + 1) / 2: matrices, which cost something before the
+ * first row of each of b blocks, and attention. Runs of a layer over one row, some and more give the first two,
+ * attention on its own the third. Each run takes another layer, whose weights no cache holds, as in a prefill. What is
+ * left out (embedding, routing) is below a hundredth of a large model's time. It is more of a small one's, which
+ * threads that wake up cost something too: a short prefill is run, and corrects the sum.
  */
 #include "models/llava.h"
 
@@ -186,8 +186,9 @@ double sq_cost_predict_ms(const squint_session *s, uint32_t n, uint32_t n_vision
     const sq_cost *const cost = &s->cost;
     double ms = cost->pass_ms;
     for (uint32_t l = 0; l < s->model->n_layers; l++) {
-        const double rows = sq_mod_rows(s, l, n, n_vision, keep);
-        if (rows > 0) ms += cost->layer_ms + cost->row_ms * rows + cost->pair_ms * rows * (rows + 1) / 2;
+        const uint32_t m = sq_mod_rows(s, l, n, n_vision, keep);
+        const double rows = m;
+        ms += cost->layer_ms * sq_decoder_blocks(m) + cost->row_ms * rows + cost->pair_ms * rows * (rows + 1) / 2;
     }
     return ms * cost->scale;
 }

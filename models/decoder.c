@@ -11,8 +11,36 @@ static uint32_t q_width(const sq_decoder *net) { return net->n_heads * net->head
 static uint32_t kv_width(const sq_decoder *net) { return net->n_kv_heads * net->head_dim; }
 static uint32_t qkv_width(const sq_decoder *net) { return q_width(net) + 2 * kv_width(net); }
 
-/* A row of the MLP's inner values; traces put a row of the residual stream there. */
-static size_t mlp_width(const sq_decoder *net) { return (size_t)net->f * 2 > net->d ? (size_t)net->f * 2 : net->d; }
+/* ---- blocks of rows ---- */
+
+/*
+ * A layer runs its rows in blocks, each through attention and MLP before the next: causal attention asks of rows that
+ * follow nothing, of those before only what is in the cache. Between layers all rows are needed, within one only a
+ * block's. Weights are read once a block; it is large enough that this hides behind the products.
+ *
+ * No bit depends on how rows are shared out, as long as no block is so small that attention adds in another order.
+ */
+enum {
+    BLOCK_ROWS = 336,
+    BLOCK_STEP = 48, /* a multiple of the kernels' tiles */
+    FEW_ROWS = 3,    /* attention takes another way with so few: they go with the rows before them */
+    MOST_ROWS = BLOCK_ROWS + FEW_ROWS,
+};
+static_assert(BLOCK_ROWS % BLOCK_STEP == 0, "blocks of about equal size are not larger");
+
+uint32_t sq_decoder_block_rows(uint32_t max_rows) { return max_rows < MOST_ROWS ? max_rows : MOST_ROWS; }
+
+uint32_t sq_decoder_blocks(uint32_t m) { return (m + BLOCK_ROWS - 1) / BLOCK_ROWS; }
+
+/* Of m rows: about equal blocks. */
+static uint32_t block_of(uint32_t m)
+{
+    const uint32_t n_blocks = sq_decoder_blocks(m);
+    return sq_round_up((m + n_blocks - 1) / n_blocks, BLOCK_STEP);
+}
+
+/* Rows of the next block, of those that are left. */
+static uint32_t next_block(uint32_t block, uint32_t left) { return left <= block + FEW_ROWS ? left : block; }
 
 /* ---- planning ---- */
 
@@ -21,8 +49,8 @@ static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *st
     state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
     for (uint32_t l = 0; l < net->n_layers; l++) {
         const uint32_t capacity = sq_mod_capacity(s, net, l);
-        uint8_t *const k = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
-        uint8_t *const v = sq_take(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
+        uint8_t *const k = sq_take_unset(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
+        uint8_t *const v = sq_take_unset(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         uint32_t *const at = sq_take(arena, capacity, sizeof *at);
         if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .at = at, .capacity = capacity};
     }
@@ -44,19 +72,29 @@ static void fill_rope(float *rope, uint32_t n_positions, const sq_decoder *net)
 
 void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
 {
-    state->rope = sq_take(arena, s->limits.max_tokens, net->head_dim * sizeof(float));
+    state->rope = sq_take_unset(arena, s->limits.max_tokens, net->head_dim * sizeof(float));
     if (state->rope) fill_rope(state->rope, s->limits.max_tokens, net);
     plan_kv(s, net, state, arena);
+}
+
+/* The MLP begins when attention is done: they share memory. */
+static void plan_block(const sq_decoder *net, sq_llava_state *state, sq_arena *arena, uint32_t rows)
+{
+    const size_t start = arena->used;
+    state->qkv = sq_take_unset(arena, rows, qkv_width(net) * sizeof(float));
+    state->attn = sq_take_unset(arena, rows, q_width(net) * sizeof(float));
+    const size_t attention_end = arena->used;
+    sq_arena_overlay(arena, start);
+    state->mlp = sq_take_unset(arena, rows, (size_t)net->f * 2 * sizeof(float));
+    if (arena->used < attention_end) arena->used = attention_end;
 }
 
 void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
 {
     const sq_limits *const limits = &s->limits;
     const size_t rows = limits->max_rows, targets = sq_max_targets(limits, net);
-    state->x = sq_take(arena, rows, net->d * sizeof(float));
-    state->qkv = sq_take(arena, rows, qkv_width(net) * sizeof(float));
-    state->attn = sq_take(arena, rows, q_width(net) * sizeof(float));
-    state->mlp = sq_take(arena, rows, mlp_width(net) * sizeof(float));
+    state->x = sq_take_unset(arena, rows, net->d * sizeof(float));
+    plan_block(net, state, arena, sq_decoder_block_rows(limits->max_rows));
     state->targets = sq_take(arena, targets, sizeof(uint32_t));
     state->keys = sq_take(arena, targets, sizeof(int32_t));
     state->ranks = sq_take(arena, targets, sizeof(float));
@@ -101,7 +139,7 @@ static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
     const sq_pass *const p = job->p;
     const sq_decoder *const net = p->net;
     const sq_kernels *const kernels = p->s->model->kernels;
-    const uint32_t row = job->run->rows ? job->run->rows[i] : i;
+    const uint32_t row = job->run->rows ? job->run->rows[i] : job->run->first + i;
     const uint32_t at = p->s->n_past + row, position = job->run->compressed ? job->kv->n + i : at;
     const float *const rope = p->state->rope + (size_t)position * net->head_dim;
     float *const q = p->state->qkv + (size_t)i * qkv_width(net), *const k = q + q_width(net);
@@ -149,7 +187,8 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
     sq_llava_state *const state = p->state;
     sq_compute *const compute = &p->s->compute;
     const size_t ld = qkv_width(net);
-    const sq_rows_in in = {.x = state->x,
+    float *const x = state->x + (size_t)run->first * net->d;
+    const sq_rows_in in = {.x = x,
                            .ldx = net->d,
                            .rows = run->rows,
                            .k = net->d,
@@ -169,7 +208,7 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
 
     const sq_rows_in heads = {.x = state->attn, .ldx = q_width(net), .k = q_width(net), .op = SQ_ROW_COPY};
     const sq_gemm_out residual = {
-        .c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->attn_weight, .add = true};
+        .c = x, .ldc = net->d, .rows = run->rows, .row_weight = run->attn_weight, .add = true};
     sq_project(compute, &heads, run->m, (const sq_mat *const[]){&w->o}, &residual, 1);
 }
 
@@ -180,7 +219,8 @@ static void mlp_branch(const sq_pass *p, const sq_decoder_layer *w, const sq_run
     sq_llava_state *const state = p->state;
     sq_compute *const compute = &p->s->compute;
     const size_t ld = (size_t)net->f * 2;
-    const sq_rows_in in = {.x = state->x,
+    float *const x = state->x + (size_t)run->first * net->d;
+    const sq_rows_in in = {.x = x,
                            .ldx = net->d,
                            .rows = run->rows,
                            .k = net->d,
@@ -191,8 +231,7 @@ static void mlp_branch(const sq_pass *p, const sq_decoder_layer *w, const sq_run
     sq_project(compute, &in, run->m, (const sq_mat *const[]){&w->gate, &w->up}, gate_up, 2);
 
     const sq_rows_in hidden = {.x = state->mlp, .ldx = ld, .k = net->f, .op = SQ_ROW_SWIGLU};
-    const sq_gemm_out residual = {
-        .c = state->x, .ldc = net->d, .rows = run->rows, .row_weight = run->mlp_weight, .add = true};
+    const sq_gemm_out residual = {.c = x, .ldc = net->d, .rows = run->rows, .row_weight = run->mlp_weight, .add = true};
     sq_project(compute, &hidden, run->m, (const sq_mat *const[]){&w->down}, &residual, 1);
 }
 
@@ -203,12 +242,29 @@ double sq_decoder_layer_macs(const sq_decoder *net, double m, double n_past)
     return m * per_row + 2 * keys * q_width(net);
 }
 
+/* Rows first .. first + m - 1 of a run. */
+static sq_run part_of(const sq_run *run, uint32_t first, uint32_t m)
+{
+    return (sq_run){.m = m,
+                    .first = run->rows ? 0 : run->first + first,
+                    .rows = run->rows ? run->rows + first : NULL,
+                    .mlp_weight = run->mlp_weight ? run->mlp_weight + first : NULL,
+                    .attn_weight = run->attn_weight ? run->attn_weight + first : NULL,
+                    .compressed = run->compressed};
+}
+
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run)
 {
+    const sq_decoder_layer *const w = &p->net->layers[layer];
     sq_kv_layer *const kv = &p->state->kv[layer];
+    const uint32_t block = run->m ? block_of(run->m) : 0;
     p->s->macs += sq_decoder_layer_macs(p->net, run->m, kv->n);
-    attention_branch(p, &p->net->layers[layer], kv, run);
-    mlp_branch(p, &p->net->layers[layer], run);
+    for (uint32_t first = 0, m; first < run->m; first += m) {
+        m = next_block(block, run->m - first);
+        const sq_run part = part_of(run, first, m);
+        attention_branch(p, w, kv, &part);
+        mlp_branch(p, w, &part);
+    }
 }
 
 /* ---- a pass ---- */
@@ -253,15 +309,18 @@ static void run_dense(const sq_pass *p, uint32_t layer)
 
 /* The sequence as if all rows were multiplied by their factors. To do that in place would change the last bits of the
  * layers that follow: a pass must not depend on who is watching. */
-static void trace_layer(const sq_pass *p, uint32_t layer)
+static squint_err trace_layer(const sq_pass *p, uint32_t layer, squint_msg *msg)
 {
-    const size_t d = p->net->d;
-    float *const rows = p->state->mlp; /* free between layers */
-    if (!sq_traces(p->s, SQ_TRACE_LAYER)) return;
-    memcpy(rows, p->state->x, p->n * d * sizeof *rows);
+    const size_t d = p->net->d, bytes = p->n * d * sizeof(float);
+    if (!sq_traces(p->s, SQ_TRACE_LAYER)) return SQUINT_OK;
+    float *const rows = sq_alloc(&p->s->alloc, bytes);
+    if (!rows) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory to trace %u tokens", p->n);
+    memcpy(rows, p->state->x, bytes);
     for (uint32_t i = 0; i < p->n_targets; i++)
         p->s->model->kernels->scale(rows + p->state->targets[i] * d, p->state->lag[i].factor, d);
     sq_trace(p->s, SQ_TRACE_LAYER, (int)layer, rows, p->n, p->net->d);
+    sq_free(&p->s->alloc, rows, bytes);
+    return SQUINT_OK;
 }
 
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg)
@@ -273,14 +332,14 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
     sq_mod_begin(&p);
     sq_trace(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
     for (uint32_t l = 0; l < net->n_layers; l++) {
+        squint_err err = SQUINT_OK;
         s->macs_dense += sq_decoder_layer_macs(net, n, s->n_past);
-        if (p.n_targets && net->layers[l].is_mod) {
-            const squint_err err = sq_mod_layer_run(&p, l, msg);
-            if (err) return err;
-        } else {
+        if (p.n_targets && net->layers[l].is_mod)
+            err = sq_mod_layer_run(&p, l, msg);
+        else
             run_dense(&p, l);
-        }
-        trace_layer(&p, l);
+        if (!err) err = trace_layer(&p, l, msg);
+        if (err) return err;
         if (stage == SQUINT_STAGE_PREFILL && sq_session_stopped(s, stage, l + 1, net->n_layers))
             return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
     }

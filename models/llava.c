@@ -200,9 +200,10 @@ static sq_needs needs_of(const sq_llava *net)
     sq_need(&n, &net->projector.w0, 0);
     sq_need(&n, &net->projector.w2, 0);
     sq_vision_needs(net, &n);
-    n.any_f32 |= net->vit.patch.w.n != 0; /* convolutions are float, and read their rows as they lie */
-    return n;
+    return n; /* the first convolution is float, but reads its rows as they lie */
 }
+
+static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 static void plan(squint_session *s, sq_arena *arena)
 {
@@ -212,8 +213,8 @@ static void plan(squint_session *s, sq_arena *arena)
     s->state = state;
     if (!state) state = &planning;
     *state = planning;
-    uint32_t rows = s->limits.max_rows > net->vit.n_positions ? s->limits.max_rows : net->vit.n_positions;
-    if (rows < n.max_m) rows = n.max_m;
+    const uint32_t block = sq_decoder_block_rows(s->limits.max_rows), tower = max_u32(net->vit.n_positions, n.max_m);
+    const uint32_t rows = max_u32(max_u32(block, s->limits.max_logits), tower);
     sq_compute_plan(&s->compute, arena, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
 
     sq_decoder_plan_lasting(s, &net->decoder, state, arena);

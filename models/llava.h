@@ -280,9 +280,9 @@ typedef struct sq_mgm_state {
 struct sq_llava_state {
     /* decoder */
     float *x;            /* [max_rows][d], the residual stream */
-    float *qkv;          /* [max_rows][(n_heads + 2 n_kv_heads) * head_dim] */
-    float *attn;         /* [max_rows][n_heads * head_dim] */
-    float *mlp;          /* [max_rows][2 f]: gate, then up; room for [max_rows][d] */
+    float *qkv;          /* [block][(n_heads + 2 n_kv_heads) * head_dim] of a block of rows, see decoder.c */
+    float *attn;         /* [block][n_heads * head_dim] */
+    float *mlp;          /* [block][2 f]: gate, then up; shares memory with qkv and attn */
     float *rope;         /* [max_tokens][head_dim]: cosines, then sines */
     sq_kv_layer *kv;     /* [n_layers] */
     uint32_t pooled_end; /* place after the last token on which the choice of others depended: no rewinding before it */
@@ -332,7 +332,8 @@ typedef struct sq_pass {
 /* The rows that a layer runs. */
 typedef struct sq_run {
     uint32_t m;
-    const uint32_t *rows;    /* [m] rising, or NULL for all */
+    uint32_t first;          /* of m rows in a row, when they are not listed */
+    const uint32_t *rows;    /* [m] rising, or NULL */
     const float *mlp_weight; /* [m] or NULL for 1 */
     const float *attn_weight;
     bool compressed; /* positions go on from the length of the layer's cache, not of the sequence */
@@ -347,7 +348,11 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
 double sq_decoder_layer_macs(const sq_decoder *net, double m, double n_past);
 /** A dense layer over some rows: attention among them and what the layer's cache holds, then the MLP. */
 void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run);
-/** Its attention: m queries, in state->qkv, over as many keys and the kv->n before them. */
+/** Rows that one of its matrix products has at most. */
+uint32_t sq_decoder_block_rows(uint32_t max_rows);
+/** In how many blocks it runs m rows, about: each reads all of its weights. */
+uint32_t sq_decoder_blocks(uint32_t m);
+/** Its attention: m queries of a block, in state->qkv, over as many keys and the kv->n before them. */
 void sq_decoder_attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m);
 /** Of the pass's last n_logits rows. */
 void sq_decoder_logits(const sq_pass *p, uint32_t n_logits);

@@ -236,13 +236,13 @@ void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
         map = max_size(map, map_floats(&vit->stem[i]));
         patches = max_size(patches, patch_floats(&vit->stem[i]));
     }
-    state->map[0] = sq_take(arena, map, sizeof(float));
-    state->map[1] = sq_take(arena, map, sizeof(float));
-    state->patches = sq_take(arena, patches, sizeof(float));
-    state->vit_x = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
-    state->vit_qkv = sq_take(arena, vit->n_positions, qkv_floats(vit) * sizeof(float));
-    state->vit_attn = sq_take(arena, vit->n_positions, vit->d * sizeof(float));
-    state->vit_mlp = sq_take(arena, vit->n_positions, max_size(vit->f, net->projector.hidden) * sizeof(float));
+    state->map[0] = sq_take_unset(arena, map, sizeof(float));
+    state->map[1] = sq_take_unset(arena, map, sizeof(float));
+    state->patches = sq_take_unset(arena, patches, sizeof(float));
+    state->vit_x = sq_take_unset(arena, vit->n_positions, vit->d * sizeof(float));
+    state->vit_qkv = sq_take_unset(arena, vit->n_positions, qkv_floats(vit) * sizeof(float));
+    state->vit_attn = sq_take_unset(arena, vit->n_positions, vit->d * sizeof(float));
+    state->vit_mlp = sq_take_unset(arena, vit->n_positions, max_size(vit->f, net->projector.hidden) * sizeof(float));
 }
 
 /* ---- running ---- */

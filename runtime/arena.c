@@ -17,9 +17,9 @@
 
 #ifdef ARENA_ASAN
 #include <sanitizer/asan_interface.h>
-enum { ARENA_GAP = 64 };
+enum { ARENA_GAP = 64, ARENA_ANYTHING = 0xFF };
 #else
-enum { ARENA_GAP = 0 };
+enum { ARENA_GAP = 0, ARENA_ANYTHING = -1 };
 #define ASAN_POISON_MEMORY_REGION(start, size)   ((void)(start), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
 #endif
@@ -67,7 +67,8 @@ bool sq_add(size_t a, size_t b, size_t *out)
     return true;
 }
 
-void *sq_take(sq_arena *arena, size_t n, size_t size)
+/* @param content  a byte to fill it with, or -1 */
+static void *take(sq_arena *arena, size_t n, size_t size, int content)
 {
     size_t bytes, end;
     if (!sq_mul(n, size, &bytes) || !sq_add(arena->used, bytes, &end) ||
@@ -82,12 +83,15 @@ void *sq_take(sq_arena *arena, size_t n, size_t size)
     uint8_t *part = arena->base ? arena->base + arena->used : NULL;
     if (part) {
         ASAN_UNPOISON_MEMORY_REGION(part, bytes);
-        memset(part, 0, bytes);
+        if (content >= 0) memset(part, content, bytes);
         ASAN_POISON_MEMORY_REGION(part + bytes, end - arena->used - bytes);
     }
     arena->used = end;
     return part;
 }
+
+void *sq_take(sq_arena *arena, size_t n, size_t size) { return take(arena, n, size, 0); }
+void *sq_take_unset(sq_arena *arena, size_t n, size_t size) { return take(arena, n, size, ARENA_ANYTHING); }
 
 void sq_arena_overlay(sq_arena *arena, size_t used)
 {

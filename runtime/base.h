@@ -57,6 +57,9 @@ typedef struct sq_arena {
 
 /** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. */
 void *sq_take(sq_arena *arena, size_t n, size_t size);
+/** The same with anything in it, for what is written before it is read: pages that are never needed are never touched.
+ *  Built with ASan it is full of NaN. */
+void *sq_take_unset(sq_arena *arena, size_t n, size_t size);
 /** Goes back to where the arena was when it had `used` bytes: what is taken next shares memory with what was taken
  * since then, for parts that are never in use at the same time. Built with ASan it does nothing, as the gaps of some
  * parts would lie within others. */

@@ -100,7 +100,8 @@ typedef enum sq_trace_what {
     SQ_TRACE_SCORES,    /* router logits of the tokens that have one, one row: p-MoD's vision tokens, gamma's all */
     SQ_TRACE_KEPT,      /* uint32 positions in this pass that the layer runs, one row */
     SQ_TRACE_WEIGHTS,   /* weights of the same tokens, one row */
-    SQ_TRACE_QKV,       /* heads of the rows that a layer runs: queries and keys, rotated, then values */
+    SQ_TRACE_QKV,       /* heads of the rows that a layer runs: queries and keys, rotated, then values; some rows at
+                           a time, in their order */
     /* Of a front end with several images each of the first three, and the tower's output, comes once an image. */
     SQ_TRACE_PIXELS,      /* what CLIP sees, one row: [3][side][side] */
     SQ_TRACE_PATCHES,     /* CLIP's sequence before block 0 */
@@ -117,13 +118,13 @@ typedef struct sq_compute {
     const sq_kernels *kernels;
     sq_pool *pool;
     sq_acts acts;    /* big enough for the largest product of the session */
-    float *rows_f32; /* [max_rows][max_k], only when a weight is F32 */
+    float *rows_f32; /* [max_m][max_k], only when a weight is F32 */
     float *scratch;  /* [n_threads][scratch_floats] */
     size_t scratch_floats;
 } sq_compute;
 
-/* Milliseconds of a pass, of each layer with any rows, of its rows, and of their attention's queries times keys: what
- * this machine takes with the session's threads. scale is what came of earlier predictions. */
+/* Milliseconds of a pass, of each block of a layer's rows, of its rows, and of their attention's queries times keys:
+ * what this machine takes with the session's threads. scale is what came of earlier predictions. */
 typedef struct sq_cost {
     double pass_ms, layer_ms, row_ms, pair_ms, scale;
 } sq_cost;

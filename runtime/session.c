@@ -98,8 +98,8 @@ static void plan(squint_session *s)
 {
     const squint_model *const m = s->model;
     sq_arena *const arena = &s->arena;
-    s->pixels = sq_take(arena, m->pixel_floats, sizeof *s->pixels);
-    s->vision = sq_take(arena, s->limits.max_vision, m->d * sizeof *s->vision);
+    s->pixels = sq_take_unset(arena, m->pixel_floats, sizeof *s->pixels);
+    s->vision = sq_take_unset(arena, s->limits.max_vision, m->d * sizeof *s->vision);
     s->logits = sq_take(arena, s->limits.max_logits, m->n_vocab * sizeof *s->logits);
     s->kept = sq_take(arena, m->n_layers, sizeof *s->kept);
     if (s->options.routes) plan_routes(s, arena);

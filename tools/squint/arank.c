@@ -51,7 +51,9 @@ typedef struct arank_job {
     rank_memory *memory; /* [threads] */
     /* The sample at hand. */
     size_t at;
-    uint32_t *ids;     /* its tokens */
+    uint32_t *ids; /* its tokens */
+    float *qkv;    /* [n_rows][all heads] of a layer, as far as it is traced */
+    uint32_t n_rows;
     int *ranks;        /* [n_heads] of a layer */
     int bad_layer;     /* one whose map had no rank; -1: none */
     double started_ms; /* of all samples */
@@ -169,18 +171,28 @@ static void rank_head_of(void *ctx, unsigned head, unsigned worker)
     if (!worker) show_progress(l);
 }
 
-static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+static void rank_layer(arank_job *job, int layer, uint32_t cols)
 {
-    arank_job *job = user;
-    layer_job l = {.job = job, .qkv = data, .n = rows, .cols = cols, .layer = layer};
+    layer_job l = {.job = job, .qkv = job->qkv, .n = job->n_rows, .cols = cols, .layer = layer};
     double sum = 0;
-    (void)what;
     sq_pool_run(job->session->pool, job->model->n_heads, rank_head_of, &l);
     for (uint32_t h = 0; h < job->model->n_heads; h++) {
         sum += job->ranks[h];
         if (job->ranks[h] < 0) job->bad_layer = layer;
     }
     job->samples[job->at].ranks[layer] = sum / job->model->n_heads;
+}
+
+/* A dense layer runs all rows, a block at a time. */
+static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
+{
+    arank_job *job = user;
+    (void)what;
+    memcpy(job->qkv + (size_t)job->n_rows * cols, data, (size_t)rows * cols * sizeof *job->qkv);
+    job->n_rows += rows;
+    if (job->n_rows < job->samples[job->at].n_tokens) return;
+    rank_layer(job, layer, cols);
+    job->n_rows = 0;
 }
 
 /* ---- Samples ------------------------------------------------------------------------------- */
@@ -217,6 +229,7 @@ static squint_err measure(arank_job *job, squint_msg *msg)
     if (err) return err;
     s->ranks = cli_alloc(job->model->n_layers, sizeof *s->ranks);
     job->bad_layer = -1;
+    job->n_rows = 0;
     sq_session_reset(job->session);
     err = sq_session_forward(job->session, job->ids, s->n_tokens, 1, msg);
     if (!err && job->bad_layer >= 0)
@@ -448,6 +461,8 @@ static squint_err open_session(arank_job *job, const squint_session_options *opt
     job->session->trace_mute = ~(1u << SQ_TRACE_QKV);
     job->ids = cli_alloc(longest, sizeof *job->ids);
     job->ranks = cli_alloc(job->model->n_heads, sizeof *job->ranks);
+    job->qkv = cli_alloc((size_t)longest * (job->model->n_heads + 2 * job->model->n_kv_heads),
+                         job->model->head_dim * sizeof *job->qkv);
     job->memory = cli_alloc(squint_session_threads(job->session), sizeof *job->memory);
     for (unsigned i = 0; i < squint_session_threads(job->session); i++)
         rank_memory_open(&job->memory[i], longest);
@@ -483,6 +498,7 @@ static void release(arank_job *job)
     free(job->prompts);
     free(job->ids);
     free(job->ranks);
+    free(job->qkv);
     squint_session_close(&job->session);
     squint_model_close(&job->model);
 }
