@@ -293,7 +293,11 @@ def write_torch(path, tensors):
                      for i, (name, dtype, array) in enumerate(tensors))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         def put(member, data):
-            archive.writestr(zipfile.ZipInfo(f"{path.stem}/{member}"), data)
+            info = zipfile.ZipInfo(f"{path.stem}/{member}")
+            header = archive.fp.tell() + 30 + len(info.filename) + 4
+            padding = -header % 64  # torch's files have their data at multiples of 64
+            info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            archive.writestr(info, data)
         put("data.pkl", b"\x80\x02" + EMPTY_ORDERED_DICT + b"(" + items + b"u.")
         put("byteorder", b"little")
         for i, (_, _, array) in enumerate(tensors):
