@@ -500,6 +500,9 @@ void sq_llava_describe(squint_model *m);
 squint_err sq_llava_read_u32(const squint_model *m, const char *key, bool required, uint32_t lowest, uint32_t highest,
                              uint32_t *out, squint_msg *msg);
 
+/** For messages: the file that tower and projector are in. */
+static inline const char *sq_vision_path(const squint_model *m) { return sq_gguf_path_of(m->file, "clip."); }
+
 static inline const sq_llava *sq_llava_of(const squint_session *s) { return s->model->net; }
 static inline sq_llava_state *sq_llava_state_of(const squint_session *s) { return s->state; }
 /** Bytes of one head's key, or value, of one token in this session's caches. */

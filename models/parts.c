@@ -31,7 +31,7 @@ squint_err sq_load_linear(squint_model *m, const char *name, uint32_t n, uint32_
 
 static squint_err no_memory(const squint_model *m, const char *tensor, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), tensor);
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path_of(m->file, tensor), tensor);
 }
 
 /* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in]. */
@@ -49,12 +49,12 @@ squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv
     const uint32_t taps = conv->kernel * conv->kernel;
     snprintf(tensor, sizeof tensor, "%s.weight", name);
     if ((uint64_t)taps * conv->in > SQ_MAX_K)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path(m->file), tensor,
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path_of(m->file, tensor), tensor,
                        SQ_MAX_K);
     squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
     if (err) return err;
     if (!conv->w.f32)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path(m->file),
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path_of(m->file, tensor),
                        tensor);
     float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
     if (!weights) return no_memory(m, tensor, msg);

@@ -98,7 +98,7 @@ static squint_err read_kind(squint_model *m, sq_vision_kind *kind, squint_msg *m
         msg, SQUINT_ERR_UNSUPPORTED,
         "%s: key squint.vision.type: \"%.*s\" is not clip_stretch, clip_pad, clip_crop, clip_anyres, llava_hr "
         "or mgm",
-        sq_gguf_path(m->file), (int)(type.len < 64 ? type.len : 64), type.s);
+        sq_vision_path(m), (int)(type.len < 64 ? type.len : 64), type.s);
 }
 
 squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg)

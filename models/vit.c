@@ -21,7 +21,7 @@ typedef struct vit_keys {
 
 static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
 }
 
 static squint_err read_stem(squint_model *m, sq_vit *vit, vit_keys *keys, squint_msg *msg)
@@ -41,6 +41,35 @@ static squint_err read_stem(squint_model *m, sq_vit *vit, vit_keys *keys, squint
     return SQUINT_OK;
 }
 
+/*
+ * How many blocks run. LLaVA takes hidden_states[-2], what comes after 23 of CLIP-L's 24. squint's files say it; those
+ * that llama.cpp's converter wrote may name the state as their only feature layer, count 23 whether they store 24 or
+ * not, or count all 24.
+ */
+static squint_err read_layers_run(squint_model *m, vit_keys *keys, squint_msg *msg)
+{
+    static const char ours[] = "squint.vision.layers_run", theirs[] = "clip.vision.feature_layer";
+    enum { CLIP_L = 24 };
+    const bool is_ours = sq_gguf_find_key(m->file, "squint.vision.type");
+    keys->layers_run = keys->layers == CLIP_L && !is_ours ? CLIP_L - 1 : keys->layers;
+    if (sq_gguf_find_key(m->file, ours)) return sq_gguf_get_u32(m->file, ours, true, &keys->layers_run, msg);
+    if (!sq_gguf_find_key(m->file, theirs)) return SQUINT_OK;
+    return sq_gguf_get_u32s(m->file, theirs, true, &keys->layers_run, 1, msg);
+}
+
+static void note_foreign(const squint_model *m, const sq_vit *vit)
+{
+    char name[32];
+    uint32_t stored = 0;
+    const bool is_ours = sq_gguf_find_key(m->file, "squint.vision.type");
+    if (is_ours || !sq_gguf_vision(m->file)) return;
+    do {
+        snprintf(name, sizeof name, "v.blk.%u.ln1.weight", stored);
+    } while (sq_gguf_find(m->file, name) && ++stored);
+    sq_note(m, "%s: %u of %u blocks run; pictures are prepared as LLaVA does it, not as llama.cpp", sq_vision_path(m),
+            vit->n_layers, stored);
+}
+
 static squint_err read_sizes(squint_model *m, sq_vit *vit, vit_keys *keys, squint_msg *msg)
 {
     const sq_gguf *const g = m->file;
@@ -54,9 +83,7 @@ static squint_err read_sizes(squint_model *m, sq_vit *vit, vit_keys *keys, squin
     if ((err = sq_gguf_get_f32(g, "clip.vision.attention.layer_norm_epsilon", true, &vit->eps, msg))) return err;
     if ((err = sq_gguf_get_bool(g, "clip.use_gelu", false, &keys->use_gelu, msg))) return err;
     if ((err = sq_gguf_get_bool(g, "squint.vision.post_ln", false, &keys->post_ln, msg))) return err;
-    /* A llama.cpp file stores one block more than it counts: what it counts is hidden_states[-2]. */
-    keys->layers_run = keys->layers;
-    if ((err = sq_gguf_get_u32(g, "squint.vision.layers_run", false, &keys->layers_run, msg))) return err;
+    if ((err = read_layers_run(m, keys, msg))) return err;
     return read_stem(m, vit, keys, msg);
 }
 
@@ -80,7 +107,7 @@ static squint_err check_sizes(const squint_model *m, const sq_vit *vit, const vi
         return bad_key(m, "squint.vision.layers_run", keys->layers_run, "from 1 to 512", msg);
     if (!(vit->eps > 0 && vit->eps < 1))
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key clip.vision.attention.layer_norm_epsilon is not from 0 to 1",
-                       sq_gguf_path(m->file));
+                       sq_vision_path(m));
     return SQUINT_OK;
 }
 
@@ -92,7 +119,7 @@ static squint_err stem_channels(const squint_model *m, uint32_t i, uint32_t *out
     const sq_gguf_tensor *const t = sq_gguf_find(m->file, name);
     if (!t || t->n_dims != 4 || t->ne[3] > MAX_CHANNELS)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: missing, or not [3, 3, in, out] with out up to %d",
-                       sq_gguf_path(m->file), name, MAX_CHANNELS);
+                       sq_vision_path(m), name, MAX_CHANNELS);
     *out = (uint32_t)t->ne[3];
     return SQUINT_OK;
 }
@@ -171,8 +198,7 @@ static squint_err read_image_rule(squint_model *m, uint32_t size, squint_msg *ms
     for (int c = 0; c < 3; c++) {
         if (!(rule->std[c] > 0) || !isfinite(rule->mean[c]) || !isfinite(rule->std[c]))
             return sq_fail(msg, SQUINT_ERR_FORMAT,
-                           "%s: key clip.vision.image_std or image_mean is not positive and finite",
-                           sq_gguf_path(m->file));
+                           "%s: key clip.vision.image_std or image_mean is not positive and finite", sq_vision_path(m));
         if (color[c] > 255) return bad_key(m, "squint.vision.pad_color", color[c], "from 0 to 255", msg);
         rule->pad_color[c] = (uint8_t)color[c];
     }
@@ -199,9 +225,10 @@ squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg)
     if ((err = sq_load_affine(m, "v.pre_ln", vit->d, false, &vit->pre_ln, msg))) return err;
     if (keys.post_ln && (err = sq_load_affine(m, "v.post_ln", vit->d, true, &vit->post_ln, msg))) return err;
     vit->layers = sq_model_take(m, vit->n_layers, sizeof *vit->layers);
-    if (!vit->layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the tower", sq_gguf_path(m->file));
+    if (!vit->layers) return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for the tower", sq_vision_path(m));
     for (uint32_t l = 0; l < vit->n_layers; l++)
         if ((err = load_layer(m, vit, l, &vit->layers[l], msg))) return err;
+    note_foreign(m, vit);
     return SQUINT_OK;
 }
 

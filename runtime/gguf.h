@@ -72,7 +72,23 @@ squint_err sq_gguf_open_memory(sq_gguf **out, const char *name, const void *data
                                const squint_allocator *a, squint_msg *msg);
 void sq_gguf_close(sq_gguf **g);
 
+/* Two files of one model, as llama.cpp has them: keys clip.* and squint.vision.*, tensors v.*, mm.* and
+ * model.image_newline come from the second. */
+bool sq_gguf_is_vision(sq_str name);
+/** Makes g the pair: its keys and tensors are then those of the first file that are not of vision, and after them those
+ *  of the second that are. On success g closes *vision, which becomes NULL; else nothing changes. */
+squint_err sq_gguf_join(sq_gguf *g, sq_gguf **vision, squint_msg *msg);
+/** The second file of a pair; NULL for a file alone. */
+const sq_gguf *sq_gguf_vision(const sq_gguf *g);
+/** Opens the file at `mmproj`, checks that it and g are halves of one model, and joins them (mmproj.c). */
+squint_err sq_gguf_add_mmproj(sq_gguf *g, const char *mmproj, const squint_allocator *a, squint_msg *msg);
+/** sq_gguf_open(), and sq_gguf_add_mmproj() unless mmproj is NULL. */
+squint_err sq_gguf_open_pair(sq_gguf **out, const char *path, const char *mmproj, const squint_allocator *a,
+                             squint_msg *msg);
+
 const char *sq_gguf_path(const sq_gguf *g);
+/** Of the file that has, or would have, a key or tensor of this name: not the same in a pair. */
+const char *sq_gguf_path_of(const sq_gguf *g, const char *name);
 size_t sq_gguf_size(const sq_gguf *g); /* of the file, bytes */
 size_t sq_gguf_n_keys(const sq_gguf *g);
 const sq_gguf_kv *sq_gguf_key(const sq_gguf *g, size_t i);

@@ -37,9 +37,11 @@ struct sq_gguf {
     size_t size;
     bool mapped;
     uint64_t n_keys, n_tensors;
+    size_t max_keys, max_tensors; /* there is room for */
     sq_gguf_kv *keys;
     sq_gguf_tensor *tensors;
     sq_index key_index, tensor_index;
+    sq_gguf *vision; /* of a pair: the file whose keys and tensors of vision are in the tables; else NULL */
 };
 
 /* ---- Types -------------------------------------------------------------------------------- */
@@ -247,7 +249,8 @@ static squint_err read_key(parser *p, uint64_t number, sq_gguf_kv *kv)
 static squint_err read_keys(parser *p)
 {
     sq_gguf *g = p->g;
-    g->keys = sq_alloc(&g->allocator, (size_t)g->n_keys * sizeof *g->keys);
+    g->max_keys = (size_t)g->n_keys;
+    g->keys = sq_alloc(&g->allocator, g->max_keys * sizeof *g->keys);
     if (!g->keys) return out_of_memory(g, p->msg);
     for (uint64_t i = 0; i < g->n_keys; i++) {
         const squint_err err = read_key(p, i, &g->keys[i]);
@@ -280,10 +283,11 @@ static squint_err read_shape(parser *p, sq_gguf_tensor *t)
 static squint_err check_bytes(const parser *p, size_t pos, sq_gguf_tensor *t)
 {
     if (!sq_tensor_type_known(t->type))
-        return fail_at(p, SQUINT_ERR_UNSUPPORTED, pos,
-                       "tensor \"%.*s\": type %lu is unknown here; take a file of F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, "
-                       "Q5_K or Q6_K",
-                       SHOW(t->name), (unsigned long)t->type);
+        return fail_at(
+            p, SQUINT_ERR_UNSUPPORTED, pos,
+            "tensor \"%.*s\": type %lu is unknown here; take a file of F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, "
+            "Q5_K or Q6_K",
+            SHOW(t->name), (unsigned long)t->type);
     if (!sq_tensor_bytes(t->type, t->ne, &t->bytes))
         return fail_at(p, SQUINT_ERR_FORMAT, pos, "tensor \"%.*s\": no %s tensor can be %llu x %llu x %llu x %llu",
                        SHOW(t->name), sq_tensor_type_name(t->type), (unsigned long long)t->ne[0],
@@ -367,6 +371,7 @@ static squint_err read_tensors(parser *p)
 {
     sq_gguf *g = p->g;
     const size_t n = (size_t)g->n_tensors;
+    g->max_tensors = n;
     g->tensors = sq_alloc(&g->allocator, n * sizeof *g->tensors);
     uint64_t *offsets = sq_alloc(&g->allocator, n * sizeof *offsets);
     squint_err err = SQUINT_ERR_NOMEM;
@@ -471,19 +476,114 @@ void sq_gguf_close(sq_gguf **pg)
     sq_gguf *g = *pg;
     if (!g) return;
     const squint_allocator a = g->allocator;
+    sq_gguf_close(&g->vision);
     sq_index_free(&g->key_index, &a);
     sq_index_free(&g->tensor_index, &a);
-    sq_free(&a, g->keys, (size_t)g->n_keys * sizeof *g->keys);
-    sq_free(&a, g->tensors, (size_t)g->n_tensors * sizeof *g->tensors);
+    sq_free(&a, g->keys, g->max_keys * sizeof *g->keys);
+    sq_free(&a, g->tensors, g->max_tensors * sizeof *g->tensors);
     if (g->mapped) munmap((void *)g->data, g->size);
     sq_free(&a, g->path, strlen(g->path) + 1);
     sq_free(&a, g, sizeof *g);
     *pg = NULL;
 }
 
+/* ---- Pairs -------------------------------------------------------------------------------- */
+
+static bool begins(sq_str s, const char *prefix)
+{
+    const size_t n = strlen(prefix);
+    return s.len >= n && !memcmp(s.s, prefix, n);
+}
+
+bool sq_gguf_is_vision(sq_str name)
+{
+    return begins(name, "clip.") || begins(name, "squint.vision.") || begins(name, "v.") || begins(name, "mm.") ||
+           sq_str_eq(name, "model.image_newline");
+}
+
+/* Tables of both files: of the second what is of vision, of the first all else. */
+typedef struct joined {
+    sq_gguf_kv *keys;
+    sq_gguf_tensor *tensors;
+    size_t n_keys, n_tensors, max_keys, max_tensors;
+    sq_index key_index, tensor_index;
+} joined;
+
+static void join_tables(joined *j, const sq_gguf *g, bool vision)
+{
+    for (uint64_t i = 0; i < g->n_keys; i++)
+        if (sq_gguf_is_vision(g->keys[i].key) == vision) j->keys[j->n_keys++] = g->keys[i];
+    for (uint64_t i = 0; i < g->n_tensors; i++)
+        if (sq_gguf_is_vision(g->tensors[i].name) == vision) j->tensors[j->n_tensors++] = g->tensors[i];
+}
+
+static void free_joined(joined *j, const squint_allocator *a)
+{
+    sq_index_free(&j->key_index, a);
+    sq_index_free(&j->tensor_index, a);
+    sq_free(a, j->keys, j->max_keys * sizeof *j->keys);
+    sq_free(a, j->tensors, j->max_tensors * sizeof *j->tensors);
+}
+
+/* No name is there twice: each file's are its own, and vision's come from one of them. */
+static bool join(joined *j, const sq_gguf *g, const sq_gguf *vision)
+{
+    const squint_allocator *const a = &g->allocator;
+    j->max_keys = (size_t)(g->n_keys + vision->n_keys);
+    j->max_tensors = (size_t)(g->n_tensors + vision->n_tensors);
+    j->keys = sq_alloc(a, j->max_keys * sizeof *j->keys);
+    j->tensors = sq_alloc(a, j->max_tensors * sizeof *j->tensors);
+    if (!j->keys || !j->tensors) return false;
+    join_tables(j, g, false);
+    join_tables(j, vision, true);
+    return sq_index_build(&j->key_index, j->keys, sizeof *j->keys, j->n_keys, a) &&
+           sq_index_build(&j->tensor_index, j->tensors, sizeof *j->tensors, j->n_tensors, a);
+}
+
+squint_err sq_gguf_join(sq_gguf *g, sq_gguf **vision, squint_msg *msg)
+{
+    joined j = {0};
+    const squint_allocator *const a = &g->allocator;
+    if (!join(&j, g, *vision)) {
+        free_joined(&j, a);
+        return out_of_memory(g, msg);
+    }
+    joined old = {.keys = g->keys,
+                  .tensors = g->tensors,
+                  .max_keys = g->max_keys,
+                  .max_tensors = g->max_tensors,
+                  .key_index = g->key_index,
+                  .tensor_index = g->tensor_index};
+    free_joined(&old, a);
+    g->keys = j.keys;
+    g->tensors = j.tensors;
+    g->n_keys = j.n_keys;
+    g->n_tensors = j.n_tensors;
+    g->max_keys = j.max_keys;
+    g->max_tensors = j.max_tensors;
+    g->key_index = j.key_index;
+    g->tensor_index = j.tensor_index;
+    g->vision = *vision;
+    *vision = NULL;
+    return SQUINT_OK;
+}
+
+const sq_gguf *sq_gguf_vision(const sq_gguf *g) { return g->vision; }
+
+static const char *shown_path_of(const sq_gguf *g, sq_str name)
+{
+    return g->vision && sq_gguf_is_vision(name) ? g->vision->shown_path : g->shown_path;
+}
+
 /* ---- Looking things up ------------------------------------------------------------------- */
 
 const char *sq_gguf_path(const sq_gguf *g) { return g->path; }
+
+const char *sq_gguf_path_of(const sq_gguf *g, const char *name)
+{
+    return g->vision && sq_gguf_is_vision((sq_str){name, strlen(name)}) ? g->vision->path : g->path;
+}
+
 size_t sq_gguf_size(const sq_gguf *g) { return g->size; }
 size_t sq_gguf_n_keys(const sq_gguf *g) { return (size_t)g->n_keys; }
 const sq_gguf_kv *sq_gguf_key(const sq_gguf *g, size_t i) { return &g->keys[i]; }
@@ -582,14 +682,16 @@ static const conversion to_bool = {read_bool, sizeof(bool), "a bool"};
 static squint_err missing(const sq_gguf *g, const char *key, bool required, squint_msg *msg)
 {
     if (!required) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key \"%s\" is missing", g->shown_path, key);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key \"%s\" is missing", shown_path_of(g, (sq_str){key, strlen(key)}),
+                   key);
 }
 
 static squint_err unfit(const sq_gguf *g, const sq_gguf_kv *kv, const char *wanted, squint_msg *msg)
 {
     const bool array = kv->type == SQ_GGUF_ARRAY;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: byte %zu: key \"%.*s\" holds %s%s where %s is needed", g->shown_path,
-                   kv->file_pos, SHOW(kv->key), array ? "an array of " : "", value_types[kv->elem_type].name, wanted);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: byte %zu: key \"%.*s\" holds %s%s where %s is needed",
+                   shown_path_of(g, kv->key), kv->file_pos, SHOW(kv->key), array ? "an array of " : "",
+                   value_types[kv->elem_type].name, wanted);
 }
 
 static squint_err get(const sq_gguf *g, const char *key, bool required, const conversion *to, void *out,
@@ -608,8 +710,8 @@ static squint_err get_array(const sq_gguf *g, const char *key, bool required, co
     if (!kv) return missing(g, key, required, msg);
     if (kv->type != SQ_GGUF_ARRAY || kv->count != n)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: byte %zu: key \"%s\" is %s of %llu where an array of %zu is needed",
-                       g->shown_path, kv->file_pos, key, kv->type == SQ_GGUF_ARRAY ? "an array" : "no array but one",
-                       (unsigned long long)kv->count, n);
+                       shown_path_of(g, kv->key), kv->file_pos, key,
+                       kv->type == SQ_GGUF_ARRAY ? "an array" : "no array but one", (unsigned long long)kv->count, n);
     const size_t bytes = value_types[kv->elem_type].bytes;
     for (size_t i = 0; i < n; i++)
         if (!to->read(kv->elem_type, kv->data + i * bytes, (uint8_t *)out + i * to->out_bytes))
@@ -675,7 +777,8 @@ bool sq_tensor_is_panels(const sq_gguf_tensor *t)
 static squint_err bad_panels(const sq_gguf *g, const sq_gguf_tensor *t, squint_err err, const char *what,
                              squint_msg *msg)
 {
-    return sq_fail(msg, err, "%s: byte %zu: tensor \"%.*s\": %s", g->shown_path, t->file_pos, SHOW(t->name), what);
+    return sq_fail(msg, err, "%s: byte %zu: tensor \"%.*s\": %s", shown_path_of(g, t->name), t->file_pos, SHOW(t->name),
+                   what);
 }
 
 static bool zeros(const uint32_t *v, size_t n)

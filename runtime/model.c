@@ -167,6 +167,7 @@ static squint_err open_model(squint_model **out, const char *path, const void *d
     if (!err)
         err = data ? sq_gguf_open_memory(&m->file, path, data, size, &m->alloc, msg)
                    : sq_gguf_open(&m->file, path, &m->alloc, msg);
+    if (!err && options->mmproj) err = sq_gguf_add_mmproj(m->file, options->mmproj, &m->alloc, msg);
     if (!err) err = load(m, msg);
     if (!err) note_requantised(m);
     sq_pool_close(&loading.pool);
@@ -210,7 +211,7 @@ void squint_model_close(squint_model **model)
 
 static squint_err no_memory(const squint_model *m, const char *name, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), name);
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path_of(m->file, name), name);
 }
 
 static squint_err bad_shape(const squint_model *m, const sq_gguf_tensor *t, const char *name, uint32_t n, uint32_t k,
@@ -218,8 +219,8 @@ static squint_err bad_shape(const squint_model *m, const sq_gguf_tensor *t, cons
 {
     return sq_fail(msg, SQUINT_ERR_FORMAT,
                    "%s: tensor %s at byte %zu: shape [%llu, %llu, %llu, %llu] where [%u, %u] is needed",
-                   sq_gguf_path(m->file), name, t->file_pos, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
-                   (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], k, n);
+                   sq_gguf_path_of(m->file, name), name, t->file_pos, (unsigned long long)t->ne[0],
+                   (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], k, n);
 }
 
 /* Are the first dimensions k together, and the others n? */
@@ -238,7 +239,7 @@ static squint_err find_tensor(const squint_model *m, const char *name, const sq_
 {
     *out = sq_gguf_find(m->file, name);
     if (*out) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s is missing", sq_gguf_path(m->file), name);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s is missing", sq_gguf_path_of(m->file, name), name);
 }
 
 static bool is_aligned(const void *p, size_t align) { return (uintptr_t)p % align == 0; }
@@ -259,7 +260,7 @@ static squint_err load_panels(squint_model *m, const sq_gguf_tensor *t, const ch
     if (err) return err;
     if (out->panels.n != n || out->panels.k != k)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: panels of [%u, %u] where [%u, %u] is needed",
-                       sq_gguf_path(m->file), name, t->file_pos, out->panels.k, out->panels.n, k, n);
+                       sq_gguf_path_of(m->file, name), name, t->file_pos, out->panels.k, out->panels.n, k, n);
     if (is_aligned(out->panels.data, SQ_PANEL_ALIGN)) return SQUINT_OK;
     const size_t bytes = sq_panels_bytes(&out->panels);
     uint8_t *const copy = sq_model_take(m, bytes, 1);
@@ -388,7 +389,7 @@ static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const 
     if (!job.out || !job.blocks || !run_repack(m, &job)) return no_memory(m, name, msg);
     if (job.unfit)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: holds NaN, infinity or weights past 8e6",
-                       sq_gguf_path(m->file), name, t->file_pos);
+                       sq_gguf_path_of(m->file, name), name, t->file_pos);
     count_requantised(m, &job);
     out->panels = job.w;
     out->panels.data = job.out;
@@ -403,12 +404,12 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
     *out = (sq_mat){.n = n, .k = k};
     if (k > SQ_MAX_K || n > SQ_MAX_DIM)
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
-                       sq_gguf_path(m->file), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
+                       sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
     if (t->type == SQ_TENSOR_I8) return load_panels(m, t, name, n, k, out, msg);
     if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
     if (!sq_tensor_is_weights(t->type))
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s at byte %zu: type %s is not one for weights",
-                       sq_gguf_path(m->file), name, t->file_pos, sq_tensor_type_name(t->type));
+                       sq_gguf_path_of(m->file, name), name, t->file_pos, sq_tensor_type_name(t->type));
     if (!sq_tensor_is_floats(t->type)) return repack_blocks(m, t, name, out, msg);
     out->f32 = floats(m, t, (size_t)n * k);
     return out->f32 ? SQUINT_OK : no_memory(m, name, msg);
@@ -424,10 +425,10 @@ squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool require
     if (!t) return required ? find_tensor(m, name, &t, msg) : SQUINT_OK;
     if (!sq_tensor_is_weights(t->type))
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: type %s where F32 or F16 is needed",
-                       sq_gguf_path(m->file), name, t->file_pos, sq_tensor_type_name(t->type));
+                       sq_gguf_path_of(m->file, name), name, t->file_pos, sq_tensor_type_name(t->type));
     if (elements(t) != n)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: %llu elements where %zu are needed",
-                       sq_gguf_path(m->file), name, t->file_pos, (unsigned long long)elements(t), n);
+                       sq_gguf_path_of(m->file, name), name, t->file_pos, (unsigned long long)elements(t), n);
     *out = floats(m, t, n);
     return *out ? SQUINT_OK : no_memory(m, name, msg);
 }

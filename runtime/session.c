@@ -223,7 +223,7 @@ squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w,
 {
     if (!s->model->n_vision)
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                       "this model has no vision tower; take one file with tower and decoder");
+                       "this model has no vision tower; name its other file too (mmproj), or take one that has all");
     if (w < 1 || h < 1 || w > SQ_IMAGE_MAX_SIDE || h > SQ_IMAGE_MAX_SIDE || stride / 3 < w)
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "%u x %u pixels, %zu bytes a row: not a picture", w, h, stride);
     const squint_err err = s->model->family->picture(s, rgb, w, h, stride, msg);

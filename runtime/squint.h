@@ -91,6 +91,9 @@ typedef struct squint_model_options {
      * "gamma-train", "gamma-paper", "threshold", "dense"; its routers must be of that kind, any runs "dense". NULL: as
      * its file says. A model is as good as its training only in the mode that it was trained for. */
     const char *mode;
+    /* The vision half of a model that is in two files, as llama.cpp has them: the model is then its language half. NULL:
+     * it is one file, or does not see. Pictures are prepared as LLaVA does it, not as llama.cpp. */
+    const char *mmproj;
     /* What is worth knowing of a model that opens, a line a call without a newline, in the calling thread: weights that
      * are requantised, for instance. NULL: not told. */
     void (*on_note)(void *user, const char *text);

@@ -177,6 +177,19 @@ void fixture_rename(fixture *f, const char *from, const char *to)
     snprintf(need_tensor(f, from)->i.name, MAX_NAME, "%s", to);
 }
 
+void fixture_rename_key(fixture *f, const char *from, const char *to)
+{
+    key_item *const k = find_key(f, from);
+    if (!k) abort();
+    snprintf(k->i.name, MAX_NAME, "%s", to);
+}
+
+void fixture_duplicate(fixture *f, const char *from, const char *to)
+{
+    const tensor *const t = need_tensor(f, from);
+    fixture_tensor(f, to, t->n_dims, t->ne, t->type, t->i.data, t->i.bytes);
+}
+
 void fixture_drop(fixture *f, const char *name)
 {
     key_item *k = find_key(f, name);
@@ -441,6 +454,33 @@ void fixture_tower(fixture *f)
         add_vit_layer(f, l);
     add_linear(f, "mm.0", VIT_D, f->shape.d, 5200);
     add_linear(f, "mm.2", f->shape.d, f->shape.d, 5202);
+}
+
+static bool is_vision(const item *i) { return sq_gguf_is_vision((sq_str){i->name, strlen(i->name)}); }
+
+fixture *fixture_split(fixture *f)
+{
+    fixture *const vision = checked(calloc(1, sizeof *vision));
+    size_t n_keys = 0, n_tensors = 0;
+    vision->shape = f->shape;
+    for (size_t i = 0; i < f->n_keys; i++)
+        if (is_vision(&f->keys[i].i))
+            vision->keys[vision->n_keys++] = f->keys[i];
+        else
+            f->keys[n_keys++] = f->keys[i];
+    for (size_t i = 0; i < f->n_tensors; i++)
+        if (is_vision(&f->tensors[i].i))
+            vision->tensors[vision->n_tensors++] = f->tensors[i];
+        else
+            f->tensors[n_tensors++] = f->tensors[i];
+    f->n_keys = n_keys;
+    f->n_tensors = n_tensors;
+    fixture_str(vision, "general.architecture", "clip");
+    fixture_bool(vision, "clip.has_text_encoder", false);
+    fixture_bool(vision, "clip.has_llava_projector", true);
+    fixture_str(vision, "clip.projector_type", "mlp");
+    fixture_bool(vision, "clip.use_gelu", false);
+    return vision;
 }
 
 /* ---- other types ---- */

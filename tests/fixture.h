@@ -34,6 +34,9 @@ void fixture_routing(fixture *f, const bool *is_mod, const float *ratio);
 void fixture_gates(fixture *f, const char *mode, const bool *is_mod);
 /** Adds a CLIP tower of 3 layers, width 16, 12 x 12 pixels, 9 patches, of which 2 layers run, and a projector. */
 void fixture_tower(fixture *f);
+/** Takes keys and tensors of vision out of f and gives them as a file of their own, with the keys that llama.cpp's
+ *  converter writes. */
+fixture *fixture_split(fixture *f);
 /** Reorders the rows of W_q and W_k as llama.cpp's files have them, and says so in squint.rope_layout. */
 void fixture_interleave(fixture *f);
 /** Keys and tensors of a model file, matrices of F16 as F32. Of its shape, layers and width are known. Fails the test
@@ -58,7 +61,9 @@ void fixture_tensor(fixture *f, const char *name, uint32_t n_dims, const uint64_
 /** An F32 tensor of formula weights; n_out 0 makes a vector of n_in. */
 void fixture_weights(fixture *f, const char *name, uint32_t n_in, uint32_t n_out, uint32_t id, double base,
                      double scale);
-void fixture_rename(fixture *f, const char *from, const char *to);
+void fixture_rename(fixture *f, const char *from, const char *to); /* a tensor */
+void fixture_rename_key(fixture *f, const char *from, const char *to);
+void fixture_duplicate(fixture *f, const char *from, const char *to); /* a tensor */
 /** Leaves out a key or a tensor, which must be there. */
 void fixture_drop(fixture *f, const char *name);
 

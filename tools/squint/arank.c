@@ -513,12 +513,13 @@ static int run_job(arank_job *job, const squint_model_options *model_options, co
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    squint_model_options model_options = {.mode = "dense"};
+    squint_model_options model_options = {.mode = "dense", .on_note = cli_note};
     squint_session_options session = {0};
     unsigned kv = SQUINT_KV_AUTO;
     arank_job job = {.threshold = -1, .percentile = -1};
     const cli_option options[] = {
         CLI_ROW_MODEL(&job.model_path),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT(0, "prompts", &job.prompts_path, "FILE",
                      "prompts, one a line (default: the model's own for each image)"),
         CLI_ROW_REAL(0, "threshold", &job.threshold, 0, 1, NULL, "R",
@@ -546,7 +547,8 @@ static int run(const cli_command *self, int argc, char **argv)
     job.images = argv + first;
     job.n_images = (size_t)(argc - first);
     if (!cli_spares("--plot", job.plot_path, "one of the pictures", (const char *const *)job.images, job.n_images) ||
-        !cli_spares("--plot", job.plot_path, "the model", &job.model_path, 1) ||
+        !cli_spares("--plot", job.plot_path, "the model", (const char *const[]){job.model_path, model_options.mmproj},
+                    2) ||
         !cli_spares("--plot", job.plot_path, "the list of prompts", &job.prompts_path, 1))
         return CLI_MISUSED;
     session.kv = (squint_kv)kv;

@@ -90,9 +90,10 @@ static int run(const cli_command *self, int argc, char **argv)
     const char *model = NULL;
     unsigned mode = NO_MODE, kv = SQUINT_KV_AUTO;
     bench_made_options made = {.shape = BENCH_SHAPES, .type = BENCH_TYPES, .n_layers = 4, .n_text = 64};
-    bench_options o = {.reps = 5};
+    bench_options o = {.reps = 5, .model = {.on_note = cli_note}};
     const cli_option options[] = {
         CLI_ROW_MODEL(&model),
+        CLI_ROW_MMPROJ(&o.model.mmproj),
         CLI_ROW_CHOICE('s', "synthetic", &made.shape, bench_shape_words, "SHAPE",
                        "random weights of this shape: 7b, next, tiny"),
         CLI_ROW_NUMBER(0, "layers", &made.n_layers, 1, BENCH_MAX_LAYERS, NULL, "N", "layers of it (default: 4)"),

@@ -18,10 +18,10 @@ typedef struct caption_job {
     squint_caption_options options;
     const char *path; /* of the picture at hand */
     bool json, quiet, verbose;
-    bool several; /* more than one picture: each line begins with its path */
-    bool began;   /* something of this picture's line is on stdout */
-    const char *model_path;
-    const char *look, *trace; /* files to write, or NULL */
+    bool several;                         /* more than one picture: each line begins with its path */
+    bool began;                           /* something of this picture's line is on stdout */
+    const char *model_path, *mmproj_path; /* NULL: one file */
+    const char *look, *trace;             /* files to write, or NULL */
     int look_what;
     unsigned look_width;
     char **look_names; /* of each picture */
@@ -298,6 +298,11 @@ static int caption_images(caption_job *job, char **paths, int n)
     return status;
 }
 
+static bool spares_model(const caption_job *job, const char *option, const char *output)
+{
+    return cli_spares(option, output, "the model", (const char *const[]){job->model_path, job->mmproj_path}, 2);
+}
+
 /* Files are named, and a trace begun, before any work is done for them. */
 static int prepare_sights(caption_job *job, char **paths, int n)
 {
@@ -307,9 +312,9 @@ static int prepare_sights(caption_job *job, char **paths, int n)
     }
     if (job->look && !(job->look_names = output_names("--look", job->look, paths, n))) return CLI_MISUSED;
     for (int i = 0; job->look && i < n; i++)
-        if (!cli_spares("--look", job->look_names[i], "the model", &job->model_path, 1)) return CLI_MISUSED;
+        if (!spares_model(job, "--look", job->look_names[i])) return CLI_MISUSED;
     if (!cli_spares("--trace", job->trace, "one of the pictures", (const char *const *)paths, (size_t)n) ||
-        !cli_spares("--trace", job->trace, "the model", &job->model_path, 1))
+        !spares_model(job, "--trace", job->trace))
         return CLI_MISUSED;
     return job->trace && !trace_open(&job->traces, job->trace) ? CLI_FAILED : CLI_DONE;
 }
@@ -348,6 +353,7 @@ static int run(const cli_command *self, int argc, char **argv)
     unsigned kv = SQUINT_KV_AUTO;
     const cli_option options[] = {
         CLI_ROW_MODEL(&model),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('p', "prompt", &o->prompt, "TEXT", "what to ask, or how a caption begins (default: the model's)"),
         CLI_ROW_FLAG(0, "json", &job.json, "a JSON object a line for each image: caption, tokens, kept tokens, times"),
         CLI_ROW_REAL(0, "temp", &o->temperature, 0, 10, "0: greedy", "T",
@@ -391,6 +397,8 @@ static int run(const cli_command *self, int argc, char **argv)
     session.kv = (squint_kv)kv;
     session.routes = job.look || job.trace;
     job.model_path = model;
+    job.mmproj_path = model_options.mmproj;
+    if (!job.quiet) model_options.on_note = cli_note;
     job.several = argc - first > 1;
     job.options.user = &job;
     if (!job.quiet) cli_bar_enable();

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_OPTIONS = 32, LONG_ONLY = 256, HELP_COLUMN = 22, LINE_CAP = 16 << 20 };
+enum { MAX_OPTIONS = 40, LONG_ONLY = 256, HELP_COLUMN = 22, LINE_CAP = 16 << 20 };
 
 const char *const cli_kv_words[] = {"auto", "f16", "f32", "q8", NULL};
 
@@ -40,6 +40,12 @@ void cli_say(const char *format, ...)
     va_start(args, format);
     print_line(format, args);
     va_end(args);
+}
+
+void cli_note(void *unused, const char *text)
+{
+    (void)unused;
+    cli_say("%s", text);
 }
 
 void cli_tell_mode(const squint_model *model)

@@ -55,7 +55,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command caption_command, info_command, quantize_command, tokenize_command, eval_command, bench_command,
-    arank_command, look_command, compare_command;
+    arank_command, look_command, compare_command, merge_command;
 
 /**
  * Reads the options of a command. Options and operands may come in any order; "--" ends options.
@@ -104,6 +104,8 @@ bool cli_time(const char *text, double *ms);
 #define CLI_ROW_MODEL(path)                                                                                            \
     CLI_ROW_TEXT('m', "model", path, "FILE",                                                                           \
                  "model to use (default: $SQUINT_MODEL, else the one that came with squint)")
+#define CLI_ROW_MMPROJ(path)                                                                                           \
+    CLI_ROW_TEXT(0, "mmproj", path, "FILE", "its vision half, where the model is in two files, as llama.cpp has them")
 #define CLI_ROW_THREADS(n)                                                                                             \
     CLI_ROW_NUMBER(0, "threads", n, 0, 256, "0: one per core", "N", "threads to work with (default: 0, one per core)")
 #define CLI_ROW_ISA(isa)                                                                                               \
@@ -139,6 +141,8 @@ void cli_say(const char *format, ...) CLI_PRINTF(1, 2);
 int cli_misuse(const cli_command *command, const char *format, ...) CLI_PRINTF(2, 3);
 /** Tells a failure of the library; returns the exit status that it means. */
 int cli_fail(squint_err err, const squint_msg *msg);
+/** squint_model_options.on_note: tells it on stderr. */
+void cli_note(void *unused, const char *text);
 /** Tells on stderr that a model does not run as its file says. */
 void cli_tell_mode(const squint_model *model);
 /** "812", "5.30 k", "2.91 M", "6.74 G"; and "812 bytes", "5.3 KiB", ... Return out. */

@@ -31,7 +31,7 @@ typedef struct totals {
 
 typedef struct eval_job {
     /* What was asked for. */
-    const char *model_path, *data_path, *split, *dump_path, *captions_path;
+    const char *model_path, *mmproj_path, *data_path, *split, *dump_path, *captions_path;
     unsigned limit, max_tokens;
     bool shuffle, nll_only, json;
     uint64_t seed;
@@ -449,9 +449,9 @@ static void report(const eval_job *job)
 
 static bool spares_inputs(const eval_job *job, const char *option, const char *path)
 {
-    const char *const inputs[] = {job->model_path, job->data.list};
+    const char *const inputs[] = {job->model_path, job->mmproj_path, job->data.list};
     bool spared =
-        cli_spares(option, path, "the model", inputs, 1) && cli_spares(option, path, "the list", inputs + 1, 1);
+        cli_spares(option, path, "the model", inputs, 2) && cli_spares(option, path, "the list", inputs + 2, 1);
     for (size_t i = 0; spared && path && i < job->data.n; i++)
         spared = cli_spares(option, path, "one of the pictures", (const char *const *)&job->data.samples[i].path, 1);
     return spared;
@@ -528,12 +528,13 @@ static int evaluate(eval_job *job, const squint_model_options *model_options, co
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    squint_model_options model_options = {0};
+    squint_model_options model_options = {.on_note = cli_note};
     unsigned kv = SQUINT_KV_AUTO;
     squint_session_options session = {0};
     eval_job job = {.max_tokens = 64, .seed = 1};
     const cli_option options[] = {
         CLI_ROW_MODEL(&job.model_path),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('d', "data", &job.data_path, "PATH", "folder with a captions.jsonl, or such a list"),
         CLI_ROW_TEXT(0, "split", &job.split, "NAME", "only lines whose \"split\" is NAME (default: all)"),
         CLI_ROW_NUMBER(0, "limit", &job.limit, 0, 1 << 30, "0: all", "N", "only the first N lines (default: 0, all)"),
@@ -559,6 +560,7 @@ static int run(const cli_command *self, int argc, char **argv)
     if (first < argc) return cli_misuse(self, "eval: what is \"%s\" for? Data is named by --data", argv[first]);
     if (!job.data_path) return cli_misuse(self, "eval: --data says where pictures and captions are");
     if (!(job.model_path = cli_model_path(job.model_path))) return CLI_MISUSED;
+    job.mmproj_path = model_options.mmproj;
     session.kv = (squint_kv)kv;
     cli_bar_enable();
     if (!dataset_read(&job.data, job.data_path, job.split, job.limit)) return CLI_FAILED;

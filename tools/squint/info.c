@@ -345,8 +345,11 @@ static void print_text(const model_facts *m)
     char text[32];
     printf("name          ");
     put_str(m->name, "(none)");
-    printf("\nfile          %s, %s\narchitecture  ", sq_gguf_path(m->file),
-           cli_short_bytes((double)sq_gguf_size(m->file), text));
+    printf("\nfile          %s, %s\n", sq_gguf_path(m->file), cli_short_bytes((double)sq_gguf_size(m->file), text));
+    const sq_gguf *const vision = sq_gguf_vision(m->file);
+    if (vision)
+        printf("mmproj        %s, %s\n", sq_gguf_path(vision), cli_short_bytes((double)sq_gguf_size(vision), text));
+    printf("architecture  ");
     put_str(m->architecture, "(none)");
     printf("\ndecoder       %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d,
            m->f, m->n_heads, m->n_kv_heads, m->n_ctx);
@@ -438,6 +441,7 @@ static cJSON *facts_json(const model_facts *m)
 {
     cJSON *json = cJSON_CreateObject(), *parameters = cJSON_CreateObject();
     const char *path = sq_gguf_path(m->file);
+    const sq_gguf *const vision = sq_gguf_vision(m->file);
     const struct {
         const char *key;
         uint32_t value;
@@ -459,6 +463,8 @@ static cJSON *facts_json(const model_facts *m)
     add_str(json, "name", m->name);
     cJSON_AddItemToObject(json, "file", cli_json_text(path, strlen(path)));
     cJSON_AddNumberToObject(json, "bytes", (double)sq_gguf_size(m->file));
+    if (vision)
+        cJSON_AddItemToObject(json, "mmproj", cli_json_text(sq_gguf_path(vision), strlen(sq_gguf_path(vision))));
     add_str(json, "architecture", m->architecture);
     add_str(json, "template", m->template_name);
     for (size_t i = 0; i < SQ_COUNT(numbers); i++)
@@ -508,7 +514,9 @@ static squint_err print_info(const sq_gguf *g, bool tensors, bool json, squint_m
 static int run(const cli_command *self, int argc, char **argv)
 {
     bool tensors = false, json = false;
+    const char *mmproj = NULL;
     const cli_option options[] = {
+        CLI_ROW_MMPROJ(&mmproj),
         CLI_ROW_FLAG('t', "tensors", &tensors, "list the tensors: type, shape as a matrix, place, name"),
         CLI_ROW_FLAG(0, "json", &json, "one JSON object instead"),
         CLI_ROW_END,
@@ -520,7 +528,7 @@ static int run(const cli_command *self, int argc, char **argv)
     if (!path) return CLI_MISUSED;
     sq_gguf *g = NULL;
     squint_msg msg;
-    squint_err err = sq_gguf_open(&g, path, NULL, &msg);
+    squint_err err = sq_gguf_open_pair(&g, path, mmproj, NULL, &msg);
     if (!err) err = print_info(g, tensors, json, &msg);
     sq_gguf_close(&g);
     if (err) return cli_fail(err, &msg);

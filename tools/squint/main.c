@@ -8,7 +8,8 @@
 
 static const cli_command *const commands[] = {&caption_command,  &look_command,     &info_command,
                                               &quantize_command, &tokenize_command, &eval_command,
-                                              &arank_command,    &bench_command,    &compare_command};
+                                              &arank_command,    &bench_command,    &compare_command,
+                                              &merge_command};
 
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -354,11 +354,11 @@ static void print_sums(const quantize_job *job)
     }
 }
 
-static int quantize_file(quantize_job *job, const char *in_path, const char *out_path)
+static int quantize_file(quantize_job *job, const char *in_path, const char *mmproj, const char *out_path)
 {
     sq_gguf *in = NULL;
     squint_msg msg = {""};
-    squint_err err = sq_gguf_open(&in, in_path, NULL, &msg);
+    squint_err err = sq_gguf_open_pair(&in, in_path, mmproj, NULL, &msg);
     job->in = in;
     cli_bar_enable();
     cli_watch_interrupts(NULL);
@@ -374,7 +374,9 @@ static int run(const cli_command *self, int argc, char **argv)
 {
     enum { NO_TYPE = SQ_COUNT(policies) };
     unsigned type = NO_TYPE, vision = NO_TYPE, group = 1;
+    const char *mmproj = NULL;
     const cli_option options[] = {
+        CLI_ROW_MMPROJ(&mmproj),
         CLI_ROW_CHOICE('t', "type", &type, type_words, "TYPE", "q8, q4 (squint's own), q8_0, q4_0, f16 or f32"),
         CLI_ROW_CHOICE(0, "vision", &vision, type_words, "TYPE",
                        "tower and projector as this type has them (default: as --type)"),
@@ -388,25 +390,27 @@ static int run(const cli_command *self, int argc, char **argv)
     if (type == NO_TYPE) return cli_misuse(self, "quantize: --type says what to quantise to");
     const char *in = argv[first], *out = argv[first + 1];
     if (cli_same_file(in, out)) return cli_misuse(self, "quantize: %s would overwrite itself", in);
+    if (!cli_spares("quantize", out, "the vision half", &mmproj, 1)) return CLI_MISUSED;
     quantize_job job = {.policy = type, .vision = vision == NO_TYPE ? type : vision, .group = groups[group]};
-    return quantize_file(&job, in, out);
+    return quantize_file(&job, in, mmproj, out);
 }
 
 const cli_command quantize_command = {
     .name = "quantize",
     .operands = "--type TYPE IN OUT",
     .summary = "write a model file with smaller weights",
-    .details = "Reads a model of any weights but squint's own (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K,\n"
-               "Q5_K, Q6_K) and writes another:\n\n"
-               "  type   decoder         embedding, output   vision    rest\n"
-               "  q8     int8, channels  int8, channels      as left   F32\n"
-               "  q4     int4, groups    int8, channels      as left   F32\n"
-               "  q8_0   Q8_0            Q8_0                Q8_0      F32\n"
-               "  q4_0   Q4_0            Q8_0                Q8_0      F32\n"
-               "  f16    F16             F16                 F16       F32\n"
-               "  f32    F32             F32                 F32       F32\n\n"
-               "\"vision\" is the tower and the projector; --vision f32 or f16 keeps them in float.\n"
-               "The rest is norms, biases, routers, convolutions and position embeddings. Files of q8 and q4 are\n"
-               "used where they lie; the others are repacked on loading, and other programs read them too.",
+    .details =
+        "Reads a model of any weights but squint's own (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K,\n"
+        "Q5_K, Q6_K) and writes another:\n\n"
+        "  type   decoder         embedding, output   vision    rest\n"
+        "  q8     int8, channels  int8, channels      as left   F32\n"
+        "  q4     int4, groups    int8, channels      as left   F32\n"
+        "  q8_0   Q8_0            Q8_0                Q8_0      F32\n"
+        "  q4_0   Q4_0            Q8_0                Q8_0      F32\n"
+        "  f16    F16             F16                 F16       F32\n"
+        "  f32    F32             F32                 F32       F32\n\n"
+        "\"vision\" is the tower and the projector; --vision f32 or f16 keeps them in float.\n"
+        "With --mmproj OUT is one file of both halves. The rest is norms, biases, routers, convolutions and position embeddings. Files of q8 and q4 are\n"
+        "used where they lie; the others are repacked on loading, and other programs read them too.",
     .run = run,
 };
