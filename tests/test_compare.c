@@ -2,8 +2,8 @@
  * squint compare: what it says of a stored dump of PyTorch's (tests/golden/make_checkpoints.py), and of dumps with one
  * thing changed. SPDX-License-Identifier: MIT
  */
-#include "runtime/gguf.h"
 #include "tests/command.h"
+#include "tests/fixture.h"
 #include "tests/support.h"
 #include "tools/squint/stages.h"
 
@@ -348,6 +348,80 @@ static void tables_are_measured(void **state)
     }
 }
 
+/* ---- models with something changed ---- */
+
+static void fewer_blocks(fixture *f) { fixture_u32(f, "squint.vision.layers_run", 2); }
+static void a_gelu(fixture *f) { fixture_bool(f, "clip.use_gelu", true); }
+static void another_fit(fixture *f) { fixture_str(f, "squint.vision.type", "clip_crop"); }
+static void another_mean(fixture *f)
+{
+    fixture_f32s(f, "clip.vision.image_mean", (const float[]){0.48f, 0.46f, 0.41f}, 3);
+}
+static void another_template(fixture *f) { fixture_str(f, "squint.chat.template", "llava_v1"); }
+static void halved_heads(fixture *f) { fixture_str(f, "squint.rope_layout", "half"); }
+static void slower_turns(fixture *f) { fixture_f32(f, "llama.rope.freq_base", 10500); }
+static void a_larger_epsilon(fixture *f) { fixture_f32(f, "llama.attention.layer_norm_rms_epsilon", 1e-3f); }
+static void heavier_tokens(fixture *f) { fixture_f32(f, "mod.norm.scale", 0.21f); }
+static void unweighted_skipped(fixture *f) { fixture_str(f, "mod.weight.apply", "mlp"); }
+static void another_router(fixture *f) { fixture_floats(f, "blk.9.mod_router.weight")[3] += 0.01f; }
+static void one_token_fewer(fixture *f)
+{
+    float ratio[12];
+    for (int l = 0; l < 12; l++)
+        ratio[l] = l < 8 ? 1 : 0.7f;
+    fixture_f32s(f, "mod.layer_ratio", ratio, 12);
+}
+static void another_projector(fixture *f) { fixture_floats(f, "mm.2.bias")[0] += 0.01f; }
+static void another_head(fixture *f) { fixture_floats(f, "output_norm.weight")[0] *= 1.01f; }
+static void swapped_branches(fixture *f)
+{
+    fixture_rename(f, "blk.3.ffn_gate.weight", "aside");
+    fixture_rename(f, "blk.3.ffn_up.weight", "blk.3.ffn_gate.weight");
+    fixture_rename(f, "aside", "blk.3.ffn_up.weight");
+}
+
+/* What is wrong with a model shows first where it goes wrong. Of the decoder's layers the dump has 0 and 11, and the
+ * scores and sets of 8 to 11. */
+static void wrong_models_are_found_out(void **state)
+{
+    (void)state;
+    static const struct {
+        void (*apply)(fixture *f);
+        const char *first, *said;
+    } cases[] = {
+        {another_template, "ids", NULL},
+        {another_fit, "pixels.0", NULL},
+        {another_mean, "pixels.0", NULL},
+        {a_gelu, "tower.0.blk.0", NULL},
+        {fewer_blocks, "tower.0.blk.2", "squint has no such stage"},
+        {another_projector, "projected", NULL},
+        {halved_heads, "blk.0", NULL},
+        {slower_turns, "blk.0", NULL},
+        {a_larger_epsilon, "blk.0", NULL},
+        {swapped_branches, "blk.8.scores", NULL},
+        {heavier_tokens, "blk.9.scores", NULL}, /* those of layer 8 do not depend on it */
+        {unweighted_skipped, "blk.9.scores", NULL},
+        {another_router, "blk.9.scores", NULL},
+        {one_token_fewer, "blk.8.kept", NULL},
+        {another_head, "logits", NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fixture *const f = fixture_read(model);
+        cases[i].apply(f);
+        fixture_write(f, changed);
+        command_result r = RUN("compare", "-m", changed, "--ref", dump, "--json");
+        char *const first = first_of(&r);
+        if (r.status != 1 || strcmp(first, cases[i].first))
+            fail_msg("case %zu: exit %d, first \"%s\", not \"%s\"", i, r.status, first, cases[i].first);
+        if (cases[i].said) assert_contains(r.out, cases[i].said);
+        free(first);
+        command_result_free(&r);
+        fixture_free(f);
+    }
+}
+
+/* ---- what else there is ---- */
+
 static void prompts_may_be_absent(void **state)
 {
     (void)state;
@@ -482,6 +556,7 @@ int main(void)
         cmocka_unit_test(ties_are_forgiven),
         cmocka_unit_test(a_tie_is_a_score_near_the_cut),
         cmocka_unit_test(tables_are_measured),
+        cmocka_unit_test(wrong_models_are_found_out),
         cmocka_unit_test(prompts_may_be_absent),
         cmocka_unit_test(rounded_weights_are_not_judged),
         cmocka_unit_test(misuse_is_told),
