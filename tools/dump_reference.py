@@ -19,7 +19,7 @@ try:
 except ImportError as missing:
     sys.exit(f"dump_reference: {missing.name} is missing: pip install torch numpy Pillow sentencepiece gguf")
 
-from reference import by_transformers, model, prompt
+from reference import by_transformers, model, pictures, prompt
 from reference.folder import read_json
 
 QUESTION = "Describe this image in one sentence."  # squint's, when none is given
@@ -105,13 +105,16 @@ def compare(ours, theirs):
     return worst
 
 
-def references(args):
+def references(args, image):
     """(how the first is called, the references to run: one, or two that are to agree)"""
     config = read_json(args.folder, "config.json")
     dtype = torch.float64 if args.double else torch.float32
     own = lambda: model.Model(args.folder, dtype, args.mode)
     if args.own or not model.is_hf(config):
         return "tools/reference", [own()]
+    if image.height > image.width and pictures.rows_first():
+        print("dump_reference: this Pillow resizes pictures that are higher than wide otherwise than squint and all "
+              "versions before 13: pixels may differ; pip install 'pillow<13'", file=sys.stderr)
     theirs = by_transformers.Model(args.folder, need("transformers"))
     return theirs.name, [theirs, own()] if args.check else [theirs]
 
@@ -133,7 +136,7 @@ def main(arguments=None):
     torch.set_num_threads(1)
     image = Image.open(args.picture).convert("RGB")
     ids = prompt.ids(encoder(args.folder), args.prompt)
-    name, models = references(args)
+    name, models = references(args, image)
     runs = [run(m, image, ids, args) for m in models]
     write(args.out, name, args.prompt, image, runs[0])
     if len(runs) > 1 and compare(runs[1], runs[0]) > 1e-4:

@@ -37,8 +37,8 @@ import hf_folder  # pylint: disable=wrong-import-position
 
 WIDTHS = {"D": 16, "F": 32, "HEADS": 2, "VIT_D": 16, "VIT_F": 32, "VIT_HEADS": 2, "DIMS": (4, 8, 16, 32)}
 SEED = 7
-PICTURES = {"": (75, 50), ".tall": (40, 90)}
-ANYRES = ("llavanext-hf", "pmodnext")
+WIDE = (75, 50)
+TALL = {"llavanext-hf": (22, 50), "pmodnext": (60, 170)}  # every Pillow resizes the first alike: see rows_first()
 STAGES = ("ids,pixels.0,tower.*,slow.stage.[123],adapter.*,mined.*,projected,blk.0,blk.*.scores,blk.*.kept,logits,"
           "decode.*")
 LARGEST = 400_000  # bytes of a file
@@ -70,8 +70,8 @@ def make(family, out):
         hf_folder.write_folder(family, checkpoint, SEED)
         subprocess.run([sys.executable, TOOLS / "convert", checkpoint, out / f"{family}.gguf", "--type", "f32",
                         "--name", family], check=True, stdout=subprocess.DEVNULL)
-        for suffix, size in PICTURES.items():
-            if suffix and family not in ANYRES:
+        for suffix, size in {"": WIDE, ".tall": TALL.get(family)}.items():
+            if not size:
                 continue
             shown = os.path.join(folder, "picture.png")
             Image.fromarray(picture(*size)).save(shown)
