@@ -3,8 +3,8 @@
 
     python3 tests/golden/make_perplexity.py tests/golden > tests/golden/perplexity.json
 
-Needs gguf and numpy. The decoder of tiny-pmod.gguf runs over perplexity.txt; without a picture p-MoD's layers are dense.
-The other model has the same matrices as Q4_0 keeps them. What is counted is written down here a second time:
+Needs gguf and numpy. The decoder of tiny-pmod.gguf runs over perplexity.txt; without a picture p-MoD's layers are
+dense. The other model has the same matrices as Q4_0 keeps them. What is counted is written down here a second time:
 tokens in chunks of 64, of which BOS replaces the first, and of which those after number 32, counted from 0, are scored.
 """
 import json
@@ -53,11 +53,15 @@ class Tokenizer:
 
 class Decoder:
     def __init__(self, reader, keep):
-        self.w = {t.name: keep(t.name, np.array(t.data, np.float32).reshape([int(n) for n in reversed(t.shape)])).astype(np.float64)
-                  for t in reader.tensors if not t.name.startswith(("v.", "mm."))}
-        get = lambda key: field(reader, "llama." + key)
-        self.layers, self.heads, self.kv_heads = get("block_count"), get("attention.head_count"), get("attention.head_count_kv")
-        self.eps, self.base, self.head_dim = get("attention.layer_norm_rms_epsilon"), get("rope.freq_base"), get("rope.dimension_count")
+        self.w = {}
+        for t in reader.tensors:
+            w = np.array(t.data, np.float32).reshape([int(n) for n in reversed(t.shape)])
+            self.w[t.name] = keep(t.name, w).astype(np.float64)
+        attention, rope = "llama.attention.", "llama.rope."
+        self.layers = field(reader, "llama.block_count")
+        self.heads, self.kv_heads = field(reader, attention + "head_count"), field(reader, attention + "head_count_kv")
+        self.eps = field(reader, attention + "layer_norm_rms_epsilon")
+        self.base, self.head_dim = field(reader, rope + "freq_base"), field(reader, rope + "dimension_count")
         assert field(reader, "squint.rope_layout") == "half"
 
     def norm(self, x, name):
