@@ -97,6 +97,8 @@ def write_model(path, kinds, seed):
     out.add_head_count(HEADS)
     out.add_head_count_kv(KV_HEADS)
     out.add_layer_norm_rms_eps(EPS)
+    out.add_key_length(HEAD_DIM)
+    out.add_value_length(HEAD_DIM)
     out.add_rope_dimension_count(HEAD_DIM)
     out.add_rope_freq_base(ROPE_BASE)
     out.add_vocab_size(VOCAB)
