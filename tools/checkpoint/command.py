@@ -23,7 +23,8 @@ types
   q4_0   Q4_0            Q8_0                Q8_0      F32
   q8     int8, channels  int8, channels      as left   F32
   q4     int4, groups    int8, channels      as left   F32
-q8 and q4 are squint's own and the fastest to run; a file is what "squint quantize" makes of the f32 conversion.
+Take q4 to caption pictures, q8 to stay nearer to the original, f32 to compare with it. q8 and q4 are squint's own and
+the fastest; others repack while loading. Any file is what "squint quantize" makes of the f32 conversion.
 
 checkpoints
   LLaVA-1.5, LLaVA-NeXT (Vicuna)      the authors' and transformers' (llava-hf) layouts
@@ -33,6 +34,7 @@ checkpoints
 
 examples
   tools/convert ~/models/p-MoD-LLaVA-v1.5-7B p-mod.gguf --type q4
+  squint caption -m p-mod.gguf photo.jpg
   tools/convert ~/models/llava-v1.5-7b llava.gguf --type q4 --vision-tower ~/models/clip-vit-large-patch14-336
 """
 
@@ -72,20 +74,20 @@ def parse(arguments):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="of the checkpoint")
     parser.add_argument("out", metavar="OUT.gguf", type=pathlib.Path, help="file to write")
-    parser.add_argument("-t", "--type", required=True, choices=weights.POLICIES, help="of the weights, as below")
+    parser.add_argument("-t", "--type", required=True, choices=weights.POLICIES, help="of the weights: see below")
     parser.add_argument("--vision", metavar="TYPE", choices=weights.POLICIES,
-                        help="tower and projector as this type has them (default: as --type)")
+                        help="keep tower and projector as this type has them (default: as --type)")
     parser.add_argument("-g", "--group", type=int, default=64, choices=(32, 64, 128, 256),
                         help="weights that share a scale in q4 (default: 64)")
     parser.add_argument("--vision-tower", metavar="FOLDER", type=pathlib.Path,
-                        help="of CLIP, when the checkpoint has only its name")
+                        help="of openai/clip-vit-large-patch14-336, when the checkpoint has only its name")
     parser.add_argument("--skip-ratio", metavar="R", type=share,
                         help="gamma-MoD: share of tokens skipped in training, which modes gamma-train and gamma-paper "
                              "need and no checkpoint says (0.34 or 0.5, as in its name)")
     parser.add_argument("--name", help="of the model (default: the folder's)")
     parser.add_argument("--ledger", metavar="FILE", type=pathlib.Path,
                         help="write down what becomes of each tensor of the checkpoint")
-    parser.add_argument("-v", "--verbose", action="store_true", help="print it")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print that too")
     return parser.parse_args(arguments)
 
 
