@@ -634,6 +634,8 @@ class Broken(Case):
                 ({"image_size_aux": None}, ["key image_size_aux is missing", "1536"]),
                 ({"image_size_aux": 250}, ["key image_size_aux", "multiple of 32"]),
                 ({"image_grid": 3}, ["key image_grid"]),
+                ({"image_aspect_ratio": "square"}, ["key image_aspect_ratio", '"pad"']),
+                ({"image_aspect_ratio": None}, ["key image_aspect_ratio", '"pad"']),
                 ({"mod": None}, ["key mod is missing"]),
                 ({"mod": {"mod_enable": False}}, ["key mod.mod_enable"]),
                 ({"mod": {"mod_enable": True}}, ["key mod.mod_layers_idx is missing"]),

@@ -31,12 +31,12 @@ class Source:
 # ---------------------------------------------------------- original families
 
 def clip_alone(folder, config, given):
-    """CLIP's tensors from a folder of its own, for a checkpoint that has none."""
+    """(tensors, names) of CLIP from a folder of its own, for a checkpoint that has none."""
     place = tower.clip_folder(folder, config, given)
     if not place:
         name = config.get("mm_vision_tower", str)
         raise Broken(f"{folder}: has no vision tower in it; download {name} and give its folder with --vision-tower")
-    return layout.renamed(store.read_folder(place), layout.CLIP)[0]
+    return layout.renamed(store.read_folder(place), layout.CLIP)
 
 
 TEXT_DROPS = [("text_model.*", "reads text"), ("text_projection.*", "reads text"),
@@ -105,6 +105,7 @@ def dual(recipe, source, mgm):
     """Two towers: LLaVA-HR's or Mini-Gemini's."""
     config, shape = source.config, decoder.Shape(source.config)
     check_llava(config)
+    config.only("image_aspect_ratio", str, "pad", "square")
     clip = tower.original_clip(source.folder, config, source.vision_tower)
     n = (tower.mini_gemini if mgm else tower.llava_hr)(recipe, config, clip, source.tensors)
     tower.projector(recipe, clip.d, shape.d)
@@ -219,7 +220,8 @@ def open_folder(folder, vision_tower=None, skip_ratio=None):
     tensors, names = layout.renamed(store.read_folder(folder), family.rules)
     alone = family in (LLAVA, PMOD) and not any(name.startswith(layout.TOWER) for name in tensors)
     if alone:
-        tensors.update(clip_alone(folder, config, vision_tower))
+        clip, names = clip_alone(folder, config, vision_tower)
+        tensors.update(clip)
     return Source(folder, config, family, tensors, names, vision_tower, skip_ratio, alone)
 
 
