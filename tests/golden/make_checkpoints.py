@@ -6,7 +6,8 @@ written: what is there must be what today's scripts make.
 
     FAMILY.gguf         a folder of tests/hf_folder.py at a quarter of its width, in f32
     FAMILY.dump.gguf    a wide picture
-    FAMILY.tall.dump.gguf   a tall one, where the picture's shape decides how it is cut up
+    FAMILY.tall.dump.gguf, FAMILY.flat.dump.gguf
+                        others, where the picture's shape decides how it is cut up
 
 SPDX-License-Identifier: MIT
 """
@@ -37,8 +38,10 @@ import hf_folder  # pylint: disable=wrong-import-position
 
 WIDTHS = {"D": 16, "F": 32, "HEADS": 2, "VIT_D": 16, "VIT_F": 32, "VIT_HEADS": 2, "DIMS": (4, 8, 16, 32)}
 SEED = 7
-WIDE = (75, 50)
-TALL = {"llavanext-hf": (22, 50), "pmodnext": (60, 170)}  # every Pillow resizes the first alike: see rows_first()
+# What a picture is called, its sides, and the families that are shown it; none: all. The second is one that every
+# Pillow resizes alike (rows_first() in tools/reference/pictures.py); of the last only the thumbnail's tokens are kept.
+PICTURES = (("", (75, 50), ()), (".tall", (22, 50), ("llavanext-hf",)), (".tall", (60, 170), ("pmodnext",)),
+            (".flat", (300, 1), ("pmodnext",)))
 STAGES = ("ids,pixels.0,tower.*,slow.stage.[123],adapter.*,mined.*,projected,blk.0,blk.*.scores,blk.*.kept,logits,"
           "decode.*")
 LARGEST = 400_000  # bytes of a file
@@ -49,8 +52,10 @@ def picture(w, h):
     return np.stack([(37 * x + 91 * y + 53 * c + 11 * x * y) % 256 for c in range(3)], -1).astype(np.uint8)
 
 
-def stages_of(family):
+def stages_of(family, suffix):
     """LLaVA-HR's pictures are large, and its tower's first stage shows them; of the decoder also the last layer."""
+    if suffix == ".flat":
+        return "ids,tower.*.out,projected,logits"
     last = (hf_folder.PMOD_LAYERS if family.startswith("pmod") else hf_folder.LAYERS) - 1
     return (STAGES.replace("pixels.0,", "") if "-hr" in family else STAGES) + f",blk.{last}"
 
@@ -70,13 +75,13 @@ def make(family, out):
         hf_folder.write_folder(family, checkpoint, SEED)
         subprocess.run([sys.executable, TOOLS / "convert", checkpoint, out / f"{family}.gguf", "--type", "f32",
                         "--name", family], check=True, stdout=subprocess.DEVNULL)
-        for suffix, size in {"": WIDE, ".tall": TALL.get(family)}.items():
-            if not size:
+        for suffix, size, families in PICTURES:
+            if families and family not in families:
                 continue
             shown = os.path.join(folder, "picture.png")
             Image.fromarray(picture(*size)).save(shown)
             dump_reference.main([checkpoint, shown, str(out / f"{family}{suffix}.dump.gguf"), "--stages",
-                                 stages_of(family), "--decode", "6", "--logits", "4"])
+                                 stages_of(family, suffix), "--decode", "6", "--logits", "4"])
     for path in out.glob(f"{family}.*gguf"):
         if path.stat().st_size > LARGEST:
             sys.exit(f"{path}: {path.stat().st_size} bytes")
