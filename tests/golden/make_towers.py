@@ -21,7 +21,7 @@ from PIL import Image
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 D, WIDE, HEADS, PATCH = 16, 32, 2, 4
-DIMS, DEPTHS, SLOW_EPS = (8, 16, 24, 40), (1, 1, 2, 1), 1e-6
+DIMS, DEPTHS, SLOW_EPS = (8, 16, 24, 40), (1, 1, 2, 1), 0.05
 
 # name, sides of the large and of CLIP's picture, maps to keep
 HR_CASES = (("hr", 128, 16, (3,)), ("hr-up", 64, 16, (0, 1, 2, 3)), ("hr-down", 128, 8, ()))
