@@ -287,6 +287,20 @@ class Rows(Case):
             # PyTorch's sums of up to 36 binary32 products of weights that add up to 1 (in size, to at most 1.6)
             np.testing.assert_allclose(found, np.array(values, np.float32), rtol=0, atol=3e-6)
 
+    def test_positions_of_the_published_code(self):
+        """CLIP's 24 x 24 rows as LLaVA-HR's 32 x 32; values are a hash of tensor 4300 and the element."""
+        h = np.arange(577 * 2, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(4300 * 2246822519 + 374761393
+                                                                                  & 0xFFFFFFFF)
+        h ^= h >> np.uint32(15)
+        h *= np.uint32(2246822519)
+        h ^= h >> np.uint32(13)
+        table = ((h / 2 ** 32 - 0.5) * 2).astype(np.float32).reshape(577, 2)
+        found = tower.resampled_positions(table, 32).reshape(1024, 2)
+        for row, values in ((0, (-0.25702, 0.44332)), (1, (0.42457, -0.12711)), (32, (-0.61023, 0.33664)),
+                            (1023, (1.13618, 0.35958))):
+            np.testing.assert_allclose(found[row], values, rtol=0, atol=1e-5)
+        self.assertAlmostEqual(float(np.abs(found).sum() + np.abs(table[0]).sum()), 804.557, delta=1e-3)
+
     def test_positions_in_the_file(self):
         _, made = read_model(self.converted(self.folder("gamma-hr")))
         table = drawn("gamma-hr")["model.vision_tower.fast_vision_tower.vision_tower.vision_model.embeddings."
