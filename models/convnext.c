@@ -191,9 +191,9 @@ void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_arena
         hidden = max_size(hidden, band * max_size(WIDER * row, (size_t)s->side * s->conv.w.k));
         saved = max_size(saved, REACH * row);
     }
-    state->rows = sq_take(arena, rows, sizeof(float));
-    state->hidden = sq_take(arena, hidden, sizeof(float));
-    state->saved = sq_take(arena, saved, sizeof(float));
+    state->rows = sq_take_unset(arena, rows, sizeof(float));
+    state->hidden = sq_take_unset(arena, hidden, sizeof(float));
+    state->saved = sq_take_unset(arena, saved, sizeof(float));
 }
 
 /* ---- running ---- */

@@ -46,7 +46,6 @@ static uint32_t next_block(uint32_t block, uint32_t left) { return left <= block
 
 static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
 {
-    state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
     for (uint32_t l = 0; l < net->n_layers; l++) {
         const uint32_t capacity = sq_mod_capacity(s, net, l);
         uint8_t *const k = sq_take_unset(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
@@ -74,7 +73,7 @@ void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_
 {
     state->rope = sq_take_unset(arena, s->limits.max_tokens, net->head_dim * sizeof(float));
     if (state->rope) fill_rope(state->rope, s->limits.max_tokens, net);
-    plan_kv(s, net, state, arena);
+    state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
 }
 
 /* The MLP begins when attention is done: they share memory. */
@@ -93,6 +92,7 @@ void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *s
 {
     const sq_limits *const limits = &s->limits;
     const size_t rows = limits->max_rows, targets = sq_max_targets(limits, net);
+    plan_kv(s, net, state, arena);
     state->x = sq_take_unset(arena, rows, net->d * sizeof(float));
     plan_block(net, state, arena, sq_decoder_block_rows(limits->max_rows));
     state->targets = sq_take(arena, targets, sizeof(uint32_t));

@@ -179,7 +179,7 @@ static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
     const size_t n = net->vit.n_patches, d = net->vit.d, slow = slow_places(net);
     const size_t d_slow = net->slow.stages[SQ_SLOW_STAGES - 1].channels, side = net->vit.side, start = arena->used;
     sq_hr_state *const hr = &state->hr;
-    hr->map = sq_take(arena, most_map_floats(&net->slow), sizeof(float));
+    hr->map = sq_take_unset(arena, most_map_floats(&net->slow), sizeof(float));
     sq_convnext_plan(&net->slow, &state->slow, arena);
     const size_t slow_end = arena->used;
 
@@ -187,13 +187,13 @@ static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
     sq_arena_overlay(arena,
                      start + (slow * d_slow * sizeof(float) + SQ_ARENA_ALIGN - 1) / SQ_ARENA_ALIGN * SQ_ARENA_ALIGN);
     sq_vit_plan(s, net, state, arena);
-    hr->small = sq_take(arena, 3 * side, side * sizeof(float));
-    hr->inner = sq_take(arena, slow, d_slow * sizeof(float));
-    hr->tokens = sq_take(arena, slow, d * sizeof(float));
-    hr->matched = sq_take(arena, n, d * sizeof(float));
-    hr->sums = sq_take(arena, 2 * d, sizeof *hr->sums);
-    hr->means = sq_take(arena, 2 * d, sizeof *hr->means);
-    hr->gate = sq_take(arena, 2, gate_width(&net->hr) * sizeof *hr->gate);
+    hr->small = sq_take_unset(arena, 3 * side, side * sizeof(float));
+    hr->inner = sq_take_unset(arena, slow, d_slow * sizeof(float));
+    hr->tokens = sq_take_unset(arena, slow, d * sizeof(float));
+    hr->matched = sq_take_unset(arena, n, d * sizeof(float));
+    hr->sums = sq_take_unset(arena, 2 * d, sizeof *hr->sums);
+    hr->means = sq_take_unset(arena, 2 * d, sizeof *hr->means);
+    hr->gate = sq_take_unset(arena, 2, gate_width(&net->hr) * sizeof *hr->gate);
     if (arena->used < slow_end) arena->used = slow_end;
 }
 

@@ -219,7 +219,7 @@ static void plan(squint_session *s, sq_arena *arena)
 
     sq_decoder_plan_lasting(s, &net->decoder, state, arena);
 
-    /* The tower is done when the decoder begins: what both need for a pass lies in the same memory. */
+    /* The towers are done when the decoder begins a sequence: what they need lies where its caches will. */
     const size_t start = arena->used;
     sq_vision_plan(s, net, state, arena);
     const size_t tower_end = arena->used;

@@ -340,7 +340,7 @@ typedef struct sq_run {
 } sq_run;
 
 /* models/decoder.c */
-/** What lasts from pass to pass, tables and caches; then what one pass needs. */
+/** Tables that last as long as the session; then caches, and what one pass needs. */
 void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
 void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);

@@ -133,9 +133,9 @@ static size_t scratch_floats(const sq_mgm *mgm)
 static void plan_mining(squint_session *s, const sq_llava *net, sq_mgm_state *mgm, sq_arena *arena)
 {
     const size_t n = net->vit.n_patches;
-    mgm->queries = sq_take(arena, n, net->vit.d * sizeof(float));
-    mgm->asked = sq_take(arena, n, net->mgm.keys.n * sizeof(float));
-    mgm->scratch = sq_take(arena, s->options.threads, scratch_floats(&net->mgm) * sizeof(float));
+    mgm->queries = sq_take_unset(arena, n, net->vit.d * sizeof(float));
+    mgm->asked = sq_take_unset(arena, n, net->mgm.keys.n * sizeof(float));
+    mgm->scratch = sq_take_unset(arena, s->options.threads, scratch_floats(&net->mgm) * sizeof(float));
 }
 
 static void keep_most(sq_arena *arena, size_t *most)
@@ -149,16 +149,16 @@ static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
     sq_mgm_state *const mgm = &state->mgm;
     const size_t side = net->vit.side, large = side * net->mgm.grid;
     size_t most = 0;
-    mgm->tokens = sq_take(arena, net->mgm.n_images, (size_t)net->vit.n_patches * net->vit.d * sizeof(float));
+    mgm->tokens = sq_take_unset(arena, net->mgm.n_images, (size_t)net->vit.n_patches * net->vit.d * sizeof(float));
     const size_t start = arena->used;
-    mgm->large = sq_take(arena, 3 * large, large * sizeof(float));
-    mgm->image = sq_take(arena, 3 * side, side * sizeof(float));
+    mgm->large = sq_take_unset(arena, 3 * large, large * sizeof(float));
+    mgm->image = sq_take_unset(arena, 3 * side, side * sizeof(float));
     sq_vit_plan(s, net, state, arena);
     keep_most(arena, &most);
 
     sq_arena_overlay(arena, start);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++)
-        mgm->maps[i] = sq_take(arena, sq_convnext_map_floats(&net->slow, i), sizeof(float));
+        mgm->maps[i] = sq_take_unset(arena, sq_convnext_map_floats(&net->slow, i), sizeof(float));
     const size_t maps_end = arena->used;
     sq_convnext_plan(&net->slow, &state->slow, arena);
     keep_most(arena, &most);

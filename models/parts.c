@@ -49,13 +49,13 @@ squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv
     const uint32_t taps = conv->kernel * conv->kernel;
     snprintf(tensor, sizeof tensor, "%s.weight", name);
     if ((uint64_t)taps * conv->in > SQ_MAX_K)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs", sq_gguf_path_of(m->file, tensor), tensor,
-                       SQ_MAX_K);
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs",
+                       sq_gguf_path_of(m->file, tensor), tensor, SQ_MAX_K);
     squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
     if (err) return err;
     if (!conv->w.f32)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16", sq_gguf_path_of(m->file, tensor),
-                       tensor);
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
+                       sq_gguf_path_of(m->file, tensor), tensor);
     float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
     if (!weights) return no_memory(m, tensor, msg);
     reorder_conv(conv->w.f32, weights, out, conv->in, taps);

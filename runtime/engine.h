@@ -186,7 +186,8 @@ squint_err sq_session_open_limits(squint_session **out, const squint_model *mode
 sq_kv_type sq_kv_of(const squint_model *m, squint_kv asked);
 /** Forgets the sequence. */
 void sq_session_reset(squint_session *s);
-/** Pixels to s->n_vision vision tokens: s->pixels must be filled. */
+/** Pixels to s->n_vision vision tokens: s->pixels must be filled. Forgets the sequence: towers work where its caches
+ *  are. */
 squint_err sq_session_encode(squint_session *s, squint_msg *msg);
 /**
  * Appends n tokens to the sequence and runs them: prefill, append and decode are all this. SQ_IMAGE_TOKEN takes

@@ -232,7 +232,11 @@ squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w,
                    s->limits.max_vision);
 }
 
-squint_err sq_session_encode(squint_session *s, squint_msg *msg) { return s->model->family->encode(s, msg); }
+squint_err sq_session_encode(squint_session *s, squint_msg *msg)
+{
+    sq_session_reset(s);
+    return s->model->family->encode(s, msg);
+}
 
 static squint_err check_pass(const squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits,
                              uint32_t *n_image, squint_msg *msg)

@@ -830,6 +830,28 @@ static void test_progress_and_cancel(void **state)
     }
 }
 
+/* Towers work where the caches of the sequence are: encoding ends it, and what follows is as if it had not been. */
+static void test_encoding_ends_the_sequence(void **state)
+{
+    (void)state;
+    const uint32_t text[] = {1, 5, 7, 9}, prompt[] = {1, SQ_IMAGE_TOKEN, SQ_IMAGE_TOKEN, 4};
+    fixture *f = hr_fixture(64, 16);
+    squint_model *m = fixture_model(f, NULL);
+    squint_session *used = open_session(m, 1), *fresh = open_session(m, 1);
+    assert_int_equal(sq_session_forward(used, text, 4, 1, NULL), SQUINT_OK);
+    encode(used);
+    assert_int_equal(used->n_past, 0);
+    assert_int_equal(sq_session_kv_bytes(used), 0);
+    encode(fresh);
+    assert_int_equal(sq_session_forward(used, prompt, 4, 1, NULL), SQUINT_OK);
+    assert_int_equal(sq_session_forward(fresh, prompt, 4, 1, NULL), SQUINT_OK);
+    assert_memory_equal(used->logits, fresh->logits, m->n_vocab * sizeof *used->logits);
+    squint_session_close(&used);
+    squint_session_close(&fresh);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
 /* ConvNeXt by the count of its weights and places. */
 static double slow_macs(uint32_t side)
 {
@@ -1024,6 +1046,7 @@ int main(void)
         cmocka_unit_test(test_pictures),
         cmocka_unit_test(test_grids),
         cmocka_unit_test(test_progress_and_cancel),
+        cmocka_unit_test(test_encoding_ends_the_sequence),
         cmocka_unit_test(test_macs),
         cmocka_unit_test(test_what_must_be_there),
         cmocka_unit_test(test_wrong_keys),
