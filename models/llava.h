@@ -446,6 +446,8 @@ void sq_mgm_look(const sq_mgm *mgm, const sq_kernels *kernels, const float *quer
 
 /* models/vit.c */
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
+/** How many blocks of the tower in this file run, which says that it has so many. */
+squint_err sq_vit_layers_run(const sq_gguf *g, uint32_t counted, uint32_t *out, squint_msg *msg);
 void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
 /** One image, [3][side][side], through the tower: the next three, one after another. */
 squint_err sq_vit_forward(squint_session *s, const float *pixels, squint_msg *msg);

@@ -42,19 +42,19 @@ static squint_err read_stem(squint_model *m, sq_vit *vit, vit_keys *keys, squint
 }
 
 /*
- * How many blocks run. LLaVA takes hidden_states[-2], what comes after 23 of CLIP-L's 24. squint's files say it; those
- * that llama.cpp's converter wrote may name the state as their only feature layer, count 23 whether they store 24 or
- * not, or count all 24.
+ * LLaVA takes hidden_states[-2], what comes after 23 of CLIP-L's 24 blocks. squint's files say it; those that
+ * llama.cpp's converters wrote may name the state as their only feature layer, count 23 whether they store 24 or not,
+ * or count all.
  */
-static squint_err read_layers_run(squint_model *m, vit_keys *keys, squint_msg *msg)
+squint_err sq_vit_layers_run(const sq_gguf *g, uint32_t counted, uint32_t *out, squint_msg *msg)
 {
     static const char ours[] = "squint.vision.layers_run", theirs[] = "clip.vision.feature_layer";
     enum { CLIP_L = 24 };
-    const bool is_ours = sq_gguf_find_key(m->file, "squint.vision.type");
-    keys->layers_run = keys->layers == CLIP_L && !is_ours ? CLIP_L - 1 : keys->layers;
-    if (sq_gguf_find_key(m->file, ours)) return sq_gguf_get_u32(m->file, ours, true, &keys->layers_run, msg);
-    if (!sq_gguf_find_key(m->file, theirs)) return SQUINT_OK;
-    return sq_gguf_get_u32s(m->file, theirs, true, &keys->layers_run, 1, msg);
+    const bool is_ours = sq_gguf_find_key(g, "squint.vision.type");
+    *out = counted == CLIP_L && !is_ours ? CLIP_L - 1 : counted;
+    if (sq_gguf_find_key(g, ours)) return sq_gguf_get_u32(g, ours, true, out, msg);
+    if (!sq_gguf_find_key(g, theirs)) return SQUINT_OK;
+    return sq_gguf_get_u32s(g, theirs, true, out, 1, msg);
 }
 
 static void note_foreign(const squint_model *m, const sq_vit *vit)
@@ -83,7 +83,7 @@ static squint_err read_sizes(squint_model *m, sq_vit *vit, vit_keys *keys, squin
     if ((err = sq_gguf_get_f32(g, "clip.vision.attention.layer_norm_epsilon", true, &vit->eps, msg))) return err;
     if ((err = sq_gguf_get_bool(g, "clip.use_gelu", false, &keys->use_gelu, msg))) return err;
     if ((err = sq_gguf_get_bool(g, "squint.vision.post_ln", false, &keys->post_ln, msg))) return err;
-    if ((err = read_layers_run(m, keys, msg))) return err;
+    if ((err = sq_vit_layers_run(g, keys->layers, &keys->layers_run, msg))) return err;
     return read_stem(m, vit, keys, msg);
 }
 

@@ -207,6 +207,28 @@ static void names_of_the_mlp(void **state)
     fixture_free(f);
 }
 
+/* A vision half of LLaVA-NeXT's says so in its keys, and has the newline's embedding. */
+static void tiles_of_a_vision_half(void **state)
+{
+    (void)state;
+    fixture *const f = whole_model();
+    fixture_u32s(f, "clip.vision.image_grid_pinpoints", (const uint32_t[]){12, 24, 24, 12, 24, 24}, 6);
+    fixture_str(f, "clip.vision.mm_patch_merge_type", "spatial_unpad");
+    fixture_weights(f, "model.image_newline", 16, 0, 9000, 0, 1);
+    halves h = split(f);
+    notes all;
+    squint_msg msg;
+    squint_model *m;
+    write_halves(&h);
+    assert_true(fixture_has(h.vision, "model.image_newline"));
+    assert_false(fixture_has(h.model, "model.image_newline"));
+    if (open_paths(&m, h.model_path, h.vision_path, &all, &msg)) fail_msg("%s", msg.text);
+    assert_int_equal(m->n_vision, 9 + 6 * 6 + 6); /* the whole picture, four tiles, a newline a row */
+    squint_model_close(&m);
+    free_halves(&h);
+    fixture_free(f);
+}
+
 /* ---- What does not belong together ------------------------------------------------------------ */
 
 static void no_change(halves *h) { (void)h; }
@@ -333,7 +355,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_files_are_one_model), cmocka_unit_test(blocks_that_run),
         cmocka_unit_test(names_of_the_mlp),        cmocka_unit_test(halves_that_do_not_fit),
-        cmocka_unit_test(each_half_has_its_own),
+        cmocka_unit_test(each_half_has_its_own),   cmocka_unit_test(tiles_of_a_vision_half),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

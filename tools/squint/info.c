@@ -2,6 +2,7 @@
  * squint info: what is in a model file, and what its routing saves.
  * SPDX-License-Identifier: MIT
  */
+#include "models/llava.h"
 #include "runtime/tokenizer.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/tensors.h"
@@ -197,9 +198,9 @@ static double stem_macs(const model_facts *m)
 
 static squint_err estimate_tower(model_facts *m, squint_msg *msg)
 {
-    uint32_t f = 0, layers = m->vision_layers;
+    uint32_t f = 0, layers = 0;
     squint_err err = sq_gguf_get_u32(m->file, "clip.vision.feed_forward_length", false, &f, msg);
-    if (!err) err = sq_gguf_get_u32(m->file, "squint.vision.layers_run", false, &layers, msg);
+    if (!err) err = sq_vit_layers_run(m->file, m->vision_layers, &layers, msg);
     if (err || !m->n_vision) return err;
     const double n = m->n_vision + !!sq_gguf_find(m->file, "v.class_embd"), d = m->vision_d;
     m->tower_macs = stem_macs(m) + m->n_vision * elements_of(m->file, "v.patch_embd.weight") +
