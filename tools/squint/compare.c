@@ -596,12 +596,13 @@ static void release(compare_job *job)
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    squint_model_options model_options = {0};
+    squint_model_options model_options = {.on_note = cli_note};
     squint_session_options session = {0};
     unsigned kv = SQUINT_KV_AUTO;
     compare_job job = {.budgets = {.tolerance = -1, .drift = 1e-4f, .ties = 1e-4f}};
     const cli_option options[] = {
         CLI_ROW_MODEL(&job.model_path),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('r', "ref", &job.dump_path, "DUMP", "the reference's stages, of tools/dump_reference.py"),
         CLI_ROW_REAL(0, "tolerance", &job.budgets.tolerance, 0, 1e9, NULL, "X",
                      "budget of logits, largest difference (default: 1e-3; files of rounded weights are not judged)"),
