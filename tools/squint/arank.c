@@ -8,6 +8,7 @@
 #include "tools/squint/arank.h"
 
 #include "runtime/engine.h"
+#include "tools/squint/asked.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/rank.h"
 
@@ -63,17 +64,7 @@ typedef struct arank_job {
 
 static squint_err tokenize_prompt(const arank_job *job, prompt *p, squint_msg *msg)
 {
-    const squint_model *m = job->model;
-    const size_t bytes = p->text ? strlen(p->text) : 0;
-    const size_t max_ids = sq_prompt_max_ids(bytes), scratch_bytes = sq_prompt_scratch(bytes);
-    void *scratch = cli_alloc(scratch_bytes, 1);
-    size_t n = 0;
-    p->ids = cli_alloc(max_ids, sizeof *p->ids);
-    const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, p->text, scratch, scratch_bytes, p->ids, max_ids, &n, msg);
-    p->n = (uint32_t)n;
-    free(scratch);
-    return err;
+    return asked_prompt(job->model, p->text, &p->ids, &p->n, msg);
 }
 
 static uint32_t limit_of(const squint_model *m)
@@ -197,17 +188,6 @@ static void on_trace(void *user, sq_trace_what what, int layer, const void *data
 
 /* ---- Samples ------------------------------------------------------------------------------- */
 
-static squint_err see(arank_job *job, const char *path, squint_msg *msg)
-{
-    const squint_allocator a = sq_allocator_or_default(NULL);
-    sq_image image = {0};
-    squint_err err = sq_image_read(&image, path, &a, msg);
-    if (err) return err;
-    err = sq_session_picture(job->session, image.rgb, image.w, image.h, 3 * (size_t)image.w, msg);
-    sq_image_free(&image, &a);
-    return err;
-}
-
 static squint_err build_sample(arank_job *job, sample *s, squint_msg *msg)
 {
     const uint32_t n_vision = job->session->n_vision, most = job->session->limits.max_rows;
@@ -223,7 +203,7 @@ static squint_err build_sample(arank_job *job, sample *s, squint_msg *msg)
 static squint_err measure(arank_job *job, squint_msg *msg)
 {
     sample *const s = &job->samples[job->at];
-    squint_err err = see(job, s->image, msg);
+    squint_err err = asked_picture(job->session, s->image, msg);
     if (!err) err = build_sample(job, s, msg);
     if (!err) err = sq_session_encode(job->session, msg);
     if (err) return err;

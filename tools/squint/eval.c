@@ -6,6 +6,7 @@
  * token, and each reference in one pass, its tokens taken off again afterwards (sq_session_rewind).
  */
 #include "runtime/engine.h"
+#include "tools/squint/asked.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/dataset.h"
 #include "tools/squint/metrics.h"
@@ -107,17 +108,9 @@ static void choose_pictures(eval_job *job)
 
 static squint_err make_prompt(eval_job *job, squint_msg *msg)
 {
-    const squint_model *m = job->model;
-    const size_t max_ids = sq_prompt_max_ids(0), scratch_bytes = sq_prompt_scratch(0);
-    void *scratch = cli_alloc(scratch_bytes, 1);
-    size_t n = 0;
-    job->words = cli_alloc(max_ids, sizeof *job->words);
-    const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, NULL, scratch, scratch_bytes, job->words, max_ids, &n, msg);
-    free(scratch);
+    const squint_err err = asked_prompt(job->model, NULL, &job->words, &job->n_words, msg);
     if (err) return err;
-    job->n_words = (uint32_t)n;
-    job->most_prompt = job->n_words - 1 + m->n_vision;
+    job->most_prompt = job->n_words - 1 + job->model->n_vision;
     job->prompt = cli_alloc(job->most_prompt, sizeof *job->prompt);
     return SQUINT_OK;
 }
@@ -159,23 +152,12 @@ static double lap(double *since)
     return ms;
 }
 
-static squint_err read_picture(eval_job *job, const char *path, squint_msg *msg)
-{
-    const squint_allocator a = sq_allocator_or_default(NULL);
-    sq_image image = {0};
-    squint_err err = sq_image_read(&image, path, &a, msg);
-    if (err) return err;
-    err = sq_session_picture(job->session, image.rgb, image.w, image.h, 3 * (size_t)image.w, msg);
-    sq_image_free(&image, &a);
-    return err;
-}
-
 static squint_err see(eval_job *job, const char *path, squint_msg *msg)
 {
     squint_session *s = job->session;
     totals *t = &job->totals;
     double clock = sq_now_ms();
-    squint_err err = read_picture(job, path, msg);
+    squint_err err = asked_picture(s, path, msg);
     if (err) return err;
     expand_prompt(job);
     t->ms[SQUINT_STAGE_IMAGE] += lap(&clock);

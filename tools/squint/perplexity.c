@@ -6,6 +6,7 @@
  * are scored; what it is compared with, a file or another model, goes along row by row. Nothing of a passage is kept.
  */
 #include "runtime/engine.h"
+#include "tools/squint/asked.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/dataset.h"
 #include "tools/squint/logprobs.h"
@@ -146,16 +147,8 @@ static squint_err check_same_tokens(const perplexity_job *job, size_t n, squint_
 
 static squint_err make_prompt(scorer *s, squint_msg *msg)
 {
-    const squint_model *const m = s->model;
-    const size_t max_ids = sq_prompt_max_ids(0), scratch_bytes = sq_prompt_scratch(0);
-    void *const scratch = cli_alloc(scratch_bytes, 1);
-    size_t n = 0;
-    s->words = cli_alloc(max_ids, sizeof *s->words);
-    const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, NULL, scratch, scratch_bytes, s->words, max_ids, &n, msg);
-    free(scratch);
-    s->n_words = (uint32_t)n;
-    s->prompt = cli_alloc(n + m->n_vision, sizeof *s->prompt);
+    const squint_err err = asked_prompt(s->model, NULL, &s->words, &s->n_words, msg);
+    s->prompt = cli_alloc((size_t)s->n_words + s->model->n_vision, sizeof *s->prompt);
     return err;
 }
 
@@ -189,12 +182,7 @@ static squint_err open_session(const perplexity_job *job, scorer *s, const squin
 
 static squint_err see(scorer *s, const char *path, squint_msg *msg)
 {
-    const squint_allocator a = sq_allocator_or_default(NULL);
-    sq_image image = {0};
-    squint_err err = sq_image_read(&image, path, &a, msg);
-    if (err) return err;
-    err = sq_session_picture(s->session, image.rgb, image.w, image.h, 3 * (size_t)image.w, msg);
-    sq_image_free(&image, &a);
+    squint_err err = asked_picture(s->session, path, msg);
     if (!err) err = sq_session_encode(s->session, msg);
     if (err) return err;
     const uint32_t n = s->n_words - 1 + s->session->n_vision;
