@@ -674,6 +674,12 @@ class Broken(Case):
                 edit_json(config, **{section: {**good[section], **changes}})
                 self.refused(folder, *words)
                 config.write_text(json.dumps(good))
+        rule = folder / "preprocessor_config.json"
+        for changes, words in (({"resample": 2}, ["key resample is 2"]),
+                               ({"size": {"height": 64, "width": 56}}, ["key size", "56"])):
+            edit_json(rule, **changes)
+            self.refused(folder, *words)
+            edit_json(rule, resample=3, size={"shortest_edge": 56})
         edit_json(config, vision_feature_layer=[-2, -5])
         self.refused(folder, "key vision_feature_layer", "a whole number")
 
@@ -758,14 +764,18 @@ class Broken(Case):
 
     def test_places(self):
         folder = self.folder("llava15")
-        before = {path: path.read_bytes() for path in folder.glob("*.*")}
+        before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+        self.assertIn(folder / hf.CLIP_FOLDER / "config.json", before)
         for path in before:
             status, said = convert(folder, path, "--type", "f16")
             self.assertEqual((status, said.count("\n")), (1, 1))
             self.assertIn("choose another name", said)
         status, said = convert(folder, self.dir / "o.gguf", "--type", "f16", "--ledger", folder / "config.json")
         self.assertEqual((status, said.count("\n")), (1, 1))
-        self.assertEqual({path: path.read_bytes() for path in folder.glob("*.*")}, before)
+        status, said = convert(folder, self.dir / "o.gguf", "--type", "f16", "--ledger", self.dir / "." / "o.gguf")
+        self.assertEqual((status, said.count("\n")), (1, 1))
+        self.assertIn("both the model and the ledger", said)
+        self.assertEqual({path: path.read_bytes() for path in before}, before)
         for path, word in ((self.dir / "no" / "o.gguf", "no folder to write to"), (self.dir, "not a regular file")):
             status, said = convert(folder, path, "--type", "f16")
             self.assertEqual((status, said.count("\n")), (1, 1))
@@ -881,6 +891,18 @@ class Command(Case):
         done = subprocess.run([sys.executable, CONVERT, "--help"], capture_output=True, text=True, check=True)
         for word in ("FOLDER", "--vision-tower", "--skip-ratio", "--ledger", "examples"):
             self.assertIn(word, done.stdout)
+
+    def test_bar(self):
+        """On a terminal; it is gone at the end."""
+        terminal, end = os.openpty()
+        done = subprocess.run([sys.executable, CONVERT, self.folder("llava15"), self.dir / "o.gguf", "-t", "f16"],
+                              check=True, stdout=subprocess.PIPE, stderr=end)
+        os.close(end)
+        shown = os.read(terminal, 1 << 16).decode()
+        os.close(terminal)
+        self.assertRegex(shown, r"\A(\rconverting \[#*\.*\] +\d+%)+\r +\r\Z")
+        self.assertIn("100%", shown)
+        self.assertIn(b"114 tensors", done.stdout)
 
     def test_as_a_program(self):
         done = subprocess.run([sys.executable, CONVERT, self.dir, self.dir / "o.gguf", "-t", "f16"],

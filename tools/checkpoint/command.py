@@ -96,7 +96,17 @@ def ledger_text(fate, tensors):
 
 
 def inputs_of(source):
-    return [*(tensor.path for tensor in source.tensors.values()), *source.folder.iterdir()]
+    """Files that a conversion reads, or might."""
+    folders = {source.folder, source.vision_tower or source.folder, *(t.path.parent for t in source.tensors.values())}
+    return [path for folder in folders for path in folder.rglob("*")]
+
+
+def check_outputs(args, inputs):
+    if args.ledger and args.ledger.resolve() == args.out.resolve():
+        raise Broken(f"{args.out}: cannot be both the model and the ledger; choose another name for one")
+    for path in (args.out, args.ledger):
+        if path:
+            output.check_place(path, inputs)
 
 
 def convert(args):
@@ -104,12 +114,10 @@ def convert(args):
     made = families.recipe_of(source, args.name)
     fate = recipe.ledger(made, source.tensors, source.layout.spelt, args.folder)
     text = ledger_text(fate, source.tensors)
-    progress, inputs = Progress(), inputs_of(source)
-    if args.ledger:
-        output.check_place(args.ledger, inputs)
+    check_outputs(args, inputs_of(source))
+    progress = Progress()
     try:
-        size = output.write(args.out, made, source.tensors, inputs, args.type, args.vision or args.type, args.group,
-                            progress)
+        size = output.write(args.out, made, source.tensors, args.type, args.vision or args.type, args.group, progress)
     finally:
         progress.clear()
     if args.ledger:

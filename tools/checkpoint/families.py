@@ -124,9 +124,16 @@ def gamma(recipe, source, mgm):
 
 # --------------------------------------------------------------- transformers
 
-def hf_image_rule(folder):
+def check_preprocessor(rule, side):
+    """What squint does with every picture, whatever its shape."""
+    rule.only("resample", int, 3)  # Pillow's number of bicubic
+    size = rule.get("size", dict, {})
+    if set(size.values()) - {side}:
+        raise rule.broken("size", f"is {size}; squint makes pictures as large as the tower takes them, {side}")
+
+
+def hf_image_rule(rule):
     """What preprocessor_config.json does with a picture that is not square."""
-    rule = tower.preprocessor(folder)
     if rule.get("do_pad", bool, False):
         return "clip_pad"
     return "clip_crop" if rule.get("do_center_crop", bool, True) else "clip_stretch"
@@ -141,9 +148,11 @@ def transformers(recipe, source, anyres):
     shape = decoder.Shape(text)
     vision = config.section("vision_config", tower.CLIP_DEFAULTS)
     vision.only("model_type", str, "clip_vision_model")
-    clip = tower.Clip(vision, tower.preprocessor(source.folder))
+    rule = tower.preprocessor(source.folder)
+    clip = tower.Clip(vision, rule)
+    check_preprocessor(rule, clip.image)
     run = tower.layers_run(config, "vision_feature_layer", clip.layers, -2)
-    tower.clip_keys(recipe, clip, clip.image, run, "clip_anyres" if anyres else hf_image_rule(source.folder))
+    tower.clip_keys(recipe, clip, clip.image, run, "clip_anyres" if anyres else hf_image_rule(rule))
     tower.plain_clip(recipe, clip, run)
     tower.projector(recipe, clip.d, shape.d)
     if anyres:

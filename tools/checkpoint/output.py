@@ -119,6 +119,7 @@ def write_file(path, recipe, tensors, plans, policy, vision, progress):
 
 
 def check_place(path, inputs):
+    """May a file be written there? Not over one of the inputs."""
     if path.exists() and not path.is_file():
         raise Broken(f"{path}: is there, and not a regular file")
     if path.exists() and any(os.path.samefile(path, source) for source in inputs if source.exists()):
@@ -127,9 +128,8 @@ def check_place(path, inputs):
         raise Broken(f"{path.parent}: is no folder to write to; make it first")
 
 
-def write(path, recipe, tensors, inputs, policy, vision, group, progress):
-    """@param inputs  files that `path` must not be"""
-    check_place(path, inputs)
+def write(path, recipe, tensors, policy, vision, group, progress):
+    """Returns the bytes of all tensors."""
     plans = [Plan(part, policy, vision, group) for part in recipe.parts]
     for plan in plans:
         if plan.format in weights.PANELS and (plan.part.shape[0] > weights.MAX_DIM or
