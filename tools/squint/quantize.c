@@ -7,86 +7,17 @@
  */
 #include "runtime/gguf.h"
 #include "tools/squint/cli.h"
+#include "tools/squint/policy.h"
 #include "tools/squint/tensors.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Policy -------------------------------------------------------------------------------- */
+/* ---- Groups ---------------------------------------------------------------------------------- */
 
-/* What a tensor is, as far as its precision goes. */
-typedef enum tensor_class {
-    CLASS_DECODER,   /* matrices of the decoder's layers */
-    CLASS_EMBEDDING, /* token embedding and output */
-    CLASS_TOWER,     /* matrices of the tower and the projector */
-    CLASS_EXACT,     /* all else */
-    CLASS_COUNT,
-} tensor_class;
-
-static const char *const class_names[CLASS_COUNT] = {"decoder", "embedding", "vision", "exact"};
-
-/* clang-format off */
-
-/* The first pattern that matches decides. A tensor of other than two dimensions is always exact: norms and biases. */
-static const struct {
-    const char *pattern;
-    tensor_class class;
-} class_rules[] = {
-    {"*mod_router*",      CLASS_EXACT},     /* a rounded score keeps other tokens */
-    {"v.patch_embd*",     CLASS_EXACT},     /* convolutions run in float */
-    {"v.stem*",           CLASS_EXACT},
-    {"v.position_embd*",  CLASS_EXACT},
-    {"v.class_embd",      CLASS_EXACT},
-    {"v.hr.*.gate.*",     CLASS_EXACT},     /* a number for the whole picture hangs on it */
-    {"token_embd.weight", CLASS_EMBEDDING},
-    {"output.weight",     CLASS_EMBEDDING},
-    {"blk.*.weight",      CLASS_DECODER},
-    {"v.*.weight",        CLASS_TOWER},
-    {"mm.*.weight",       CLASS_TOWER},
-};
-
-typedef enum weight_type {
-    WEIGHT_F32,
-    WEIGHT_F16,
-    WEIGHT_Q8_0,
-    WEIGHT_Q4_0,
-    WEIGHT_I8, /* panels, one scale a channel */
-    WEIGHT_I4, /* panels, one scale a group */
-} weight_type;
-
-enum { NO_FILE_TYPE = -1 };
-
-/* What --type makes of each class. Embeddings, read a row a token, stay at 8 bits; so does what sees. */
-static const struct {
-    const char *name;
-    weight_type of[CLASS_COUNT];
-    int file_type; /* general.file_type; GGUF has no number for panels */
-} policies[] = {
-    /*        decoder      embedding    vision       exact */
-    {"q8",   {WEIGHT_I8,   WEIGHT_I8,   WEIGHT_I8,   WEIGHT_F32}, NO_FILE_TYPE},
-    {"q4",   {WEIGHT_I4,   WEIGHT_I8,   WEIGHT_I8,   WEIGHT_F32}, NO_FILE_TYPE},
-    {"q8_0", {WEIGHT_Q8_0, WEIGHT_Q8_0, WEIGHT_Q8_0, WEIGHT_F32}, 7},
-    {"q4_0", {WEIGHT_Q4_0, WEIGHT_Q8_0, WEIGHT_Q8_0, WEIGHT_F32}, 2},
-    {"f16",  {WEIGHT_F16,  WEIGHT_F16,  WEIGHT_F16,  WEIGHT_F32}, 1},
-    {"f32",  {WEIGHT_F32,  WEIGHT_F32,  WEIGHT_F32,  WEIGHT_F32}, 0},
-};
-
-/* clang-format on */
-
-static const char *const type_words[] = {"q8", "q4", "q8_0", "q4_0", "f16", "f32", NULL};
 static const char *const group_words[] = {"32", "64", "128", "256", NULL};
 static const uint32_t groups[] = {32, 64, 128, 256};
-
-static_assert(SQ_COUNT(type_words) == SQ_COUNT(policies) + 1, "a word for each policy");
-
-static tensor_class class_of(const sq_gguf_tensor *t)
-{
-    if (t->n_dims != 2) return CLASS_EXACT;
-    for (size_t i = 0; i < SQ_COUNT(class_rules); i++)
-        if (name_matches(t->name, class_rules[i].pattern)) return class_rules[i].class;
-    return CLASS_EXACT;
-}
 
 /* ---- One tensor ---------------------------------------------------------------------------- */
 
@@ -109,10 +40,7 @@ typedef struct quantize_job {
 typedef struct plan {
     const sq_gguf_tensor *tensor;
     tensor_class class;
-    weight_type type;
-    uint64_t n, k; /* as a matrix: rows, inputs */
-    sq_panels panels;
-    size_t bytes; /* in the new file */
+    stored_tensor to; /* in the new file */
 } plan;
 
 static squint_err fail_tensor(const quantize_job *job, const sq_gguf_tensor *t, const char *what, squint_msg *msg)
@@ -121,35 +49,15 @@ static squint_err fail_tensor(const quantize_job *job, const sq_gguf_tensor *t, 
                    t->name.s, what);
 }
 
-static bool is_panels(weight_type type) { return type == WEIGHT_I8 || type == WEIGHT_I4; }
-
-static uint32_t gguf_type(weight_type type)
-{
-    static const uint32_t types[] = {
-        [WEIGHT_F32] = SQ_TENSOR_F32,   [WEIGHT_F16] = SQ_TENSOR_F16, [WEIGHT_Q8_0] = SQ_TENSOR_Q8_0,
-        [WEIGHT_Q4_0] = SQ_TENSOR_Q4_0, [WEIGHT_I8] = SQ_TENSOR_I8,   [WEIGHT_I4] = SQ_TENSOR_I8};
-    return types[type];
-}
-
 static squint_err make_plan(const quantize_job *job, const sq_gguf_tensor *t, plan *p, squint_msg *msg)
 {
-    *p = (plan){.tensor = t, .class = class_of(t), .k = t->ne[0], .n = t->ne[1] * t->ne[2] * t->ne[3]};
-    p->type = policies[p->class == CLASS_TOWER ? job->vision : job->policy].of[p->class];
+    *p = (plan){.tensor = t, .class = tensor_class_of(t->name, t->n_dims)};
     if (sq_tensor_is_panels(t))
         return fail_tensor(job, t, "is quantised to panels; begin with the f32, f16, q8_0 or q4_0 model", msg);
     if (!sq_tensor_is_weights(t->type)) return fail_tensor(job, t, "holds integers, not weights", msg);
-    if ((p->type == WEIGHT_Q8_0 || p->type == WEIGHT_Q4_0) && p->k % SQ_BLOCK) p->type = WEIGHT_F16;
-    if (is_panels(p->type)) {
-        const bool i4 = p->type == WEIGHT_I4;
-        p->panels =
-            (sq_panels){NULL, (uint32_t)p->n, (uint32_t)p->k, i4 ? SQ_PANEL_I4 : SQ_PANEL_I8, i4 ? job->group : 0};
-        if (p->n > SQ_MAX_DIM || p->k > SQ_MAX_K || !sq_panels_valid(&p->panels))
-            return fail_tensor(job, t, "is too large for panels", msg);
-        p->bytes = sizeof(sq_panel_header) + sq_panels_bytes(&p->panels);
-    } else if (!sq_tensor_bytes(gguf_type(p->type), t->ne, &p->bytes)) {
-        return fail_tensor(job, t, "is too large", msg);
-    }
-    return SQUINT_OK;
+    const size_t policy = p->class == CLASS_TOWER ? job->vision : job->policy;
+    if (stored_plan(&p->to, weight_policies[policy].of[p->class], t->ne, job->group)) return SQUINT_OK;
+    return fail_tensor(job, t, stored_is_panels(&p->to) ? "is too large for panels" : "is too large", msg);
 }
 
 /* Within each head, llama.cpp's row 2i + j is rotate-half's row j * head_dim / 2 + i. */
@@ -171,18 +79,18 @@ static squint_err reorder_rows(const quantize_job *job, const plan *p, float *w,
     const bool q = name_matches(p->tensor->name, "blk.*.attn_q.weight");
     if (!job->to_half || (!q && !name_matches(p->tensor->name, "blk.*.attn_k.weight"))) return SQUINT_OK;
     const uint32_t n_heads = q ? job->n_heads : job->n_kv_heads;
-    if (!n_heads || p->n % (2 * (uint64_t)n_heads))
+    if (!n_heads || p->to.n % (2 * (uint64_t)n_heads))
         return fail_tensor(job, p->tensor, "its rows are not a pair for each head and frequency", msg);
-    rows_to_half(w, p->n, p->k, n_heads);
+    rows_to_half(w, p->to.n, p->to.k, n_heads);
     return SQUINT_OK;
 }
 
-/* The weights in the new type at `out`, of p->bytes. */
+/* The weights in the new type at `out`, of p->to.bytes. */
 static void encode(const plan *p, const float *w, uint8_t *out)
 {
-    const size_t n = (size_t)(p->n * p->k);
+    const size_t n = (size_t)(p->to.n * p->to.k);
     uint16_t half;
-    switch (p->type) {
+    switch (p->to.type) {
     case WEIGHT_F32:
         memcpy(out, w, n * sizeof *w);
         break;
@@ -200,13 +108,8 @@ static void encode(const plan *p, const float *w, uint8_t *out)
         break;
     case WEIGHT_I8:
     case WEIGHT_I4:
-        *(sq_panel_header *)(void *)out = (sq_panel_header){.magic = {'S', 'Q', 'P', 'N'},
-                                                            .version = 1,
-                                                            .type = (uint32_t)p->panels.type,
-                                                            .n = p->panels.n,
-                                                            .k = p->panels.k,
-                                                            .group = p->panels.group};
-        sq_panels_quantise(&p->panels, w, out + sizeof(sq_panel_header));
+        stored_put_header(&p->to, out);
+        sq_panels_quantise(&p->to.panels, w, out + sizeof(sq_panel_header));
         break;
     }
 }
@@ -215,23 +118,23 @@ static void encode(const plan *p, const float *w, uint8_t *out)
 static void decode_row(const plan *p, const uint8_t *encoded, uint32_t row, float *out)
 {
     size_t row_bytes = 0;
-    const uint64_t ne[SQ_GGUF_MAX_DIMS] = {p->k, 1, 1, 1};
-    if (is_panels(p->type)) {
-        sq_panels panels = p->panels;
+    const uint64_t ne[SQ_GGUF_MAX_DIMS] = {p->to.k, 1, 1, 1};
+    if (stored_is_panels(&p->to)) {
+        sq_panels panels = p->to.panels;
         panels.data = encoded + sizeof(sq_panel_header);
         sq_panels_row(&panels, row, out);
-    } else if (sq_tensor_bytes(gguf_type(p->type), ne, &row_bytes)) {
-        sq_tensor_floats(gguf_type(p->type), encoded + row * row_bytes, out, p->k);
+    } else if (sq_tensor_bytes(stored_gguf_type(&p->to), ne, &row_bytes)) {
+        sq_tensor_floats(stored_gguf_type(&p->to), encoded + row * row_bytes, out, p->to.k);
     }
 }
 
 static void measure(quantize_job *job, const plan *p, const float *w, const uint8_t *encoded)
 {
     class_sum *sum = &job->sums[p->class];
-    float *row = cli_alloc(p->k, sizeof *row);
-    for (uint64_t i = 0; i < p->n; i++, w += p->k) {
+    float *row = cli_alloc(p->to.k, sizeof *row);
+    for (uint64_t i = 0; i < p->to.n; i++, w += p->to.k) {
         decode_row(p, encoded, (uint32_t)i, row);
-        for (uint64_t j = 0; j < p->k; j++) {
+        for (uint64_t j = 0; j < p->to.k; j++) {
             const double difference = (double)row[j] - w[j];
             sum->error += difference * difference;
             sum->weight += (double)w[j] * w[j];
@@ -240,13 +143,13 @@ static void measure(quantize_job *job, const plan *p, const float *w, const uint
     free(row);
     sum->n++;
     sum->bytes_in += p->tensor->bytes;
-    sum->bytes_out += p->bytes;
+    sum->bytes_out += p->to.bytes;
 }
 
 static squint_err check_floats(const quantize_job *job, const plan *p, const float *w, squint_msg *msg)
 {
-    const float limit = p->type == WEIGHT_F32 ? INFINITY : 65504.0f; /* binary16, of weights or of scales */
-    for (uint64_t i = 0; i < p->n * p->k; i++)
+    const float limit = p->to.type == WEIGHT_F32 ? INFINITY : 65504.0f; /* binary16, of weights or of scales */
+    for (uint64_t i = 0; i < p->to.n * p->to.k; i++)
         if (!(fabsf(w[i]) <= limit) || isinf(w[i]))
             return fail_tensor(job, p->tensor, "holds NaN, infinity or what F16 cannot hold", msg);
     return SQUINT_OK;
@@ -254,18 +157,18 @@ static squint_err check_floats(const quantize_job *job, const plan *p, const flo
 
 static squint_err convert(quantize_job *job, const plan *p, squint_msg *msg)
 {
-    const size_t bytes = (p->bytes + SQ_PANEL_ALIGN - 1) / SQ_PANEL_ALIGN * SQ_PANEL_ALIGN;
-    float *w = cli_alloc((size_t)(p->n * p->k), sizeof *w);
+    const size_t bytes = (p->to.bytes + SQ_PANEL_ALIGN - 1) / SQ_PANEL_ALIGN * SQ_PANEL_ALIGN;
+    float *w = cli_alloc((size_t)(p->to.n * p->to.k), sizeof *w);
     uint8_t *encoded = aligned_alloc(SQ_PANEL_ALIGN, bytes);
     squint_err err = encoded ? SQUINT_OK : SQUINT_ERR_NOMEM;
     if (err) sq_fail(msg, err, "no memory for tensor %.*s", (int)p->tensor->name.len, p->tensor->name.s);
-    if (!err) sq_tensor_floats(p->tensor->type, p->tensor->data, w, (size_t)(p->n * p->k));
+    if (!err) sq_tensor_floats(p->tensor->type, p->tensor->data, w, (size_t)(p->to.n * p->to.k));
     if (!err) err = check_floats(job, p, w, msg);
     if (!err) err = reorder_rows(job, p, w, msg);
     if (!err) {
         encode(p, w, encoded);
         measure(job, p, w, encoded);
-        sq_gguf_put_data(job->out, encoded, p->bytes);
+        sq_gguf_put_data(job->out, encoded, p->to.bytes);
     }
     free(w);
     free(encoded);
@@ -282,20 +185,11 @@ static void put_keys(const quantize_job *job)
                           (job->to_half && sq_str_eq(kv->key, "squint.rope_layout"));
         if (!ours) sq_gguf_put_kv(job->out, kv);
     }
-    const int file_type = job->vision == job->policy ? policies[job->policy].file_type : NO_FILE_TYPE;
-    const char *name = policies[job->policy].name;
+    const int file_type = job->vision == job->policy ? weight_policies[job->policy].file_type : NO_FILE_TYPE;
+    const char *name = weight_policies[job->policy].name;
     if (file_type != NO_FILE_TYPE) sq_gguf_put_u32(job->out, "general.file_type", (uint32_t)file_type);
     sq_gguf_put_str(job->out, "squint.weights", (sq_str){name, strlen(name)});
     if (job->to_half) sq_gguf_put_str(job->out, "squint.rope_layout", (sq_str){"half", 4});
-}
-
-static void declare(const quantize_job *job, const plan *p)
-{
-    const uint64_t panel_bytes[] = {p->bytes};
-    if (is_panels(p->type))
-        sq_gguf_put_tensor(job->out, p->tensor->name, 1, panel_bytes, SQ_TENSOR_I8);
-    else
-        sq_gguf_put_tensor(job->out, p->tensor->name, p->tensor->n_dims, p->tensor->ne, gguf_type(p->type));
 }
 
 static squint_err put_tensors(quantize_job *job, squint_msg *msg)
@@ -306,7 +200,7 @@ static squint_err put_tensors(quantize_job *job, squint_msg *msg)
     for (size_t i = 0; !err && i < n; i++)
         err = make_plan(job, sq_gguf_tensor_at(job->in, i), &plans[i], msg);
     for (size_t i = 0; !err && i < n; i++)
-        declare(job, &plans[i]);
+        stored_declare(&plans[i].to, job->out, plans[i].tensor->name, plans[i].tensor->n_dims, plans[i].tensor->ne);
     for (size_t i = 0; !err && i < n; i++) {
         cli_bar("quantising", (double)i / (double)n);
         err = cli_interrupted() ? SQUINT_ERR_CANCELLED : convert(job, &plans[i], msg);
@@ -322,7 +216,7 @@ static squint_err plan_rope(quantize_job *job, squint_msg *msg)
     sq_str layout = {"interleaved", 11};
     squint_err err = sq_gguf_get_str(job->in, "squint.rope_layout", false, &layout, msg);
     if (err) return err;
-    job->to_half = is_panels(policies[job->policy].of[CLASS_DECODER]) && sq_str_eq(layout, "interleaved");
+    job->to_half = weight_is_panels(weight_policies[job->policy].of[CLASS_DECODER]) && sq_str_eq(layout, "interleaved");
     if (!job->to_half) return SQUINT_OK;
     if ((err = sq_gguf_get_u32(job->in, "llama.attention.head_count", true, &job->n_heads, msg))) return err;
     job->n_kv_heads = job->n_heads;
@@ -349,7 +243,7 @@ static void print_sums(const quantize_job *job)
     for (int c = 0; c < CLASS_COUNT; c++) {
         const class_sum *s = &job->sums[c];
         if (s->n)
-            printf("%-10s %8zu %14zu %14zu %14.6f\n", class_names[c], s->n, s->bytes_in, s->bytes_out,
+            printf("%-10s %8zu %14zu %14zu %14.6f\n", tensor_class_names[c], s->n, s->bytes_in, s->bytes_out,
                    s->weight > 0 ? sqrt(s->error / s->weight) : 0);
     }
 }
@@ -372,13 +266,14 @@ static int quantize_file(quantize_job *job, const char *in_path, const char *mmp
 
 static int run(const cli_command *self, int argc, char **argv)
 {
-    enum { NO_TYPE = SQ_COUNT(policies) };
+    enum { NO_TYPE = WEIGHT_POLICIES };
     unsigned type = NO_TYPE, vision = NO_TYPE, group = 1;
     const char *mmproj = NULL;
     const cli_option options[] = {
         CLI_ROW_MMPROJ(&mmproj),
-        CLI_ROW_CHOICE('t', "type", &type, type_words, "TYPE", "q8, q4 (squint's own), q8_0, q4_0, f16 or f32"),
-        CLI_ROW_CHOICE(0, "vision", &vision, type_words, "TYPE",
+        CLI_ROW_CHOICE('t', "type", &type, weight_policy_words, "TYPE",
+                       "q8, q4 (squint's own), q8_0, q4_0, f16 or f32"),
+        CLI_ROW_CHOICE(0, "vision", &vision, weight_policy_words, "TYPE",
                        "tower and projector as this type has them (default: as --type)"),
         CLI_ROW_CHOICE('g', "group", &group, group_words, "N",
                        "weights that share a scale in q4: 32, 64, 128, 256 (default: 64)"),
