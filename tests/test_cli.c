@@ -93,7 +93,8 @@ static int array_size(const cJSON *object, const char *key)
 static void help_goes_to_stdout(void **state)
 {
     (void)state;
-    static const char *const commands[] = {"caption", "info", "quantize", "tokenize", "eval", "arank", "bench", "look"};
+    static const char *const commands[] = {"caption", "info",  "quantize", "tokenize", "eval",
+                                           "arank",   "bench", "look",     "compare"};
     command_result r = RUN("--help");
     assert_done(&r);
     assert_string_equal(r.err, "");

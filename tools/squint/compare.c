@@ -13,6 +13,7 @@
  *   decode.ids I32 [T]      tokens to feed           decode.logits [T][V]    decode.kv I32 [T][layers]
  */
 #include "models/llava.h"
+#include "tools/squint/asked.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/stages.h"
 
@@ -135,15 +136,11 @@ static squint_err read_ids(const compare_job *job, const char *name, uint32_t **
 /* The dump's prompt as squint would make ids of it. */
 static squint_err own_ids(const compare_job *job, sq_str prompt, uint32_t **out, size_t *n, squint_msg *msg)
 {
-    const squint_model *const m = job->model;
-    const size_t max_ids = sq_prompt_max_ids(prompt.len), scratch_bytes = sq_prompt_scratch(prompt.len);
     char *const text = cli_alloc(prompt.len + 1, 1);
+    uint32_t count = 0;
     memcpy(text, prompt.s, prompt.len);
-    *out = cli_alloc(max_ids, sizeof **out);
-    void *const scratch = cli_alloc(scratch_bytes, 1);
-    const squint_err err =
-        sq_prompt_ids(m->tokenizer, m->template_name, text, scratch, scratch_bytes, *out, max_ids, n, msg);
-    free(scratch);
+    const squint_err err = asked_prompt(job->model, text, out, &count, msg);
+    *n = count;
     free(text);
     return err;
 }
@@ -602,6 +599,7 @@ static int run(const cli_command *self, int argc, char **argv)
     compare_job job = {.budgets = {.tolerance = -1, .drift = 1e-4f, .ties = 1e-4f}};
     const cli_option options[] = {
         CLI_ROW_MODEL(&job.model_path),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('r', "ref", &job.dump_path, "DUMP", "the reference's stages, of tools/dump_reference.py"),
         CLI_ROW_REAL(0, "tolerance", &job.budgets.tolerance, 0, 1e9, NULL, "X",
