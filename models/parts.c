@@ -34,13 +34,23 @@ static squint_err no_memory(const squint_model *m, const char *tensor, squint_ms
     return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path_of(m->file, tensor), tensor);
 }
 
-/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in]. */
-static void reorder_conv(const float *src, float *dst, uint32_t out, uint32_t in, uint32_t taps)
+/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in], in place unless src lies in the file: F16 has been
+ * expanded to memory of the model's. NULL: no memory. */
+static const float *reorder_conv(squint_model *m, const char *tensor, const float *src, uint32_t out, uint32_t in,
+                                 uint32_t taps)
 {
-    for (uint32_t o = 0; o < out; o++, src += (size_t)in * taps, dst += (size_t)in * taps)
-        for (uint32_t c = 0; c < in; c++)
-            for (uint32_t t = 0; t < taps; t++)
-                dst[t * in + c] = src[c * taps + t];
+    const size_t k = (size_t)in * taps;
+    const bool in_file = sq_gguf_find(m->file, tensor)->type == SQ_TENSOR_F32;
+    float *const weights = in_file ? sq_model_take(m, out * k, sizeof *weights) : (float *)src;
+    float *const row = sq_alloc(&m->alloc, k * sizeof *row);
+    for (size_t o = 0; weights && row && o < out; o++) {
+        memcpy(row, src + o * k, k * sizeof *row);
+        for (size_t c = 0; c < in; c++)
+            for (size_t t = 0; t < taps; t++)
+                weights[o * k + t * in + c] = row[c * taps + t];
+    }
+    sq_free(&m->alloc, row, k * sizeof *row);
+    return row ? weights : NULL;
 }
 
 squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg)
@@ -56,10 +66,8 @@ squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv
     if (!conv->w.f32)
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
                        sq_gguf_path_of(m->file, tensor), tensor);
-    float *const weights = sq_model_take(m, (size_t)out * conv->w.k, sizeof(float));
-    if (!weights) return no_memory(m, tensor, msg);
-    reorder_conv(conv->w.f32, weights, out, conv->in, taps);
-    conv->w.f32 = weights;
+    conv->w.f32 = reorder_conv(m, tensor, conv->w.f32, out, conv->in, taps);
+    if (!conv->w.f32) return no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
 }
@@ -71,10 +79,8 @@ squint_err sq_load_depthwise(squint_model *m, const char *name, uint32_t channel
     snprintf(tensor, sizeof tensor, "%s.weight", name);
     const squint_err err = sq_load_vec(m, tensor, (size_t)SQ_DEPTHWISE_TAPS * channels, true, &src, msg);
     if (err) return err;
-    float *const weights = sq_model_take(m, (size_t)SQ_DEPTHWISE_TAPS * channels, sizeof *weights);
-    if (!weights) return no_memory(m, tensor, msg);
-    reorder_conv(src, weights, 1, channels, SQ_DEPTHWISE_TAPS);
-    out->weight = weights;
+    out->weight = reorder_conv(m, tensor, src, 1, channels, SQ_DEPTHWISE_TAPS);
+    if (!out->weight) return no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, channels, true, &out->bias, msg);
 }

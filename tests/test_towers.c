@@ -647,6 +647,38 @@ static void test_other_types(void **state)
         }
 }
 
+/* A convolution in F16, and as the floats that this stands for. */
+static void halve(fixture *half, fixture *same, const char *name, const uint64_t ne[4])
+{
+    const size_t n = ne[0] * ne[1] * ne[2] * ne[3];
+    uint16_t *const h = malloc(n * sizeof *h);
+    float *const v = fixture_floats(same, name);
+    for (size_t i = 0; i < n; i++) {
+        h[i] = sq_f32_to_f16(v[i]);
+        v[i] = sq_f16_to_f32(h[i]);
+    }
+    fixture_tensor(half, name, 4, ne, SQ_TENSOR_F16, h, n * sizeof *h);
+    free(h);
+}
+
+static void test_half_convolutions(void **state)
+{
+    (void)state;
+    fixture *half = hr_fixture(64, 16), *same = fixture_copy(half);
+    size_t n;
+    halve(half, same, "v.patch_embd.weight", (const uint64_t[]){PATCH, PATCH, 3, D});
+    halve(half, same, "v.slow.stem.conv.weight", (const uint64_t[]){4, 4, 3, dims[0]});
+    halve(half, same, "v.slow.stg.2.down.conv.weight", (const uint64_t[]){2, 2, dims[1], dims[2]});
+    halve(half, same, "v.slow.stg.1.blk.0.dw.weight", (const uint64_t[]){7, 7, 1, dims[1]});
+    halve(half, same, "v.hr.1.fast_conv.weight", (const uint64_t[]){7, 7, 1, D});
+    float *const got = projected(half, 1, 0, &n), *const want = projected(same, 1, 0, &n);
+    assert_memory_equal(got, want, n * sizeof *got);
+    free(got);
+    free(want);
+    fixture_free(half);
+    fixture_free(same);
+}
+
 /* Without adapters, as where the slow tower was not trained, the slow map counts at the end alone. */
 static void test_no_adapters(void **state)
 {
@@ -1040,6 +1072,7 @@ int main(void)
         cmocka_unit_test(test_threads_give_the_same_bits),
         cmocka_unit_test(test_bands_give_the_same),
         cmocka_unit_test(test_other_types),
+        cmocka_unit_test(test_half_convolutions),
         cmocka_unit_test(test_no_adapters),
         cmocka_unit_test(test_means_of_blocks),
         cmocka_unit_test(test_taps),
