@@ -33,9 +33,9 @@ void sq_compute_plan(sq_compute *c, sq_arena *arena, unsigned n_threads, uint32_
     const size_t rows = (size_t)ceil_div(max_m, mr) * mr;
     const size_t groups = ceil_div(max_k, min_group);
     c->acts = (sq_acts){.mr = mr};
-    c->acts.q = sq_take(arena, rows, sq_round_up(max_k, SQ_PANEL_K));
-    c->acts.scale = sq_take(arena, rows, groups * sizeof(float));
-    c->acts.sum = sq_take(arena, rows, groups * sizeof(int32_t));
+    c->acts.q = sq_take_unset(arena, rows, sq_round_up(max_k, SQ_PANEL_K));
+    c->acts.scale = sq_take_unset(arena, rows, groups * sizeof(float));
+    c->acts.sum = sq_take_unset(arena, rows, groups * sizeof(int32_t));
     c->rows_f32 = any_f32 ? sq_take_unset(arena, max_m, max_k * sizeof(float)) : NULL;
     c->scratch_floats = max_size(max_k, any_f32 ? TILE_ROWS * TILE_COLS : 0);
     c->scratch_floats = (c->scratch_floats + 15) / 16 * 16; /* workers never share a cache line */
