@@ -4,88 +4,10 @@
  */
 #include "runtime/budget.h"
 #include "runtime/engine.h"
+#include "runtime/text.h"
 
 #include <math.h>
 #include <string.h>
-
-/* ---- text as it grows ---- */
-
-/*
- * Tokens give bytes; a reader gets whole characters. s->text holds the finished text, then bytes whose
- * character or whose right to stay is open: an unfinished UTF-8 sequence, or white space that only counts when
- * something follows it.
- */
-typedef struct text_out {
-    squint_session *s;
-    const squint_caption_options *options;
-    size_t len;   /* bytes in s->text */
-    size_t sent;  /* bytes given to on_text */
-    char open[4]; /* bytes of an unfinished sequence */
-    unsigned n_open;
-    bool stopped; /* on_text returned false */
-} text_out;
-
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
-static void append(text_out *t, const char *bytes, size_t n)
-{
-    if (!t->len)
-        while (n && is_space(*bytes)) {
-            bytes++;
-            n--;
-        }
-    memcpy(t->s->text + t->len, bytes, n);
-    t->len += n;
-}
-
-static void append_replacement(text_out *t)
-{
-    append(t, "\xEF\xBF\xBD", 3);
-    t->n_open = 0;
-}
-
-/* A NUL would end the text: it is replaced too. */
-static void append_byte(text_out *t, char c)
-{
-    t->open[t->n_open++] = c;
-    const int length = c ? sq_utf8_next(t->open, t->n_open) : 0;
-    if (length > 0) {
-        append(t, t->open, (size_t)length);
-        t->n_open = 0;
-    } else if (length == 0) {
-        const bool alone = t->n_open == 1;
-        append_replacement(t);
-        if (!alone) append_byte(t, c); /* it broke a sequence off, and may begin another */
-    }
-}
-
-/* Everything up to the last character that is not white space. */
-static void send(text_out *t)
-{
-    size_t end = t->len;
-    while (end > t->sent && is_space(t->s->text[end - 1]))
-        end--;
-    if (end == t->sent) return;
-    if (!t->stopped && t->options->on_text)
-        t->stopped = !t->options->on_text(t->options->user, t->s->text + t->sent, end - t->sent);
-    t->sent = end;
-}
-
-static void append_token(text_out *t, uint32_t id)
-{
-    const size_t n = sq_detokenize(t->s->model->tokenizer, id, t->s->piece, t->s->piece_bytes);
-    for (size_t i = 0; i < n; i++)
-        append_byte(t, t->s->piece[i]);
-    send(t);
-}
-
-static void finish_text(text_out *t)
-{
-    if (t->n_open) append_replacement(t);
-    send(t);
-    t->len = t->sent;
-    t->s->text[t->len] = '\0';
-}
 
 /* ---- stages ---- */
 
@@ -99,26 +21,44 @@ static squint_err check_caption_options(const squint_caption_options *o, squint_
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "min_p: %g is not from 0 to 1", (double)o->min_p);
     if (!(o->budget_ms >= 0) || isinf(o->budget_ms))
         return sq_fail(msg, SQUINT_ERR_ARGUMENT, "budget_ms: %g is not 0 or more", o->budget_ms);
+    if (o->chat_template && !sq_prompt_known((sq_str){o->chat_template, strlen(o->chat_template)}))
+        return sq_fail(msg, SQUINT_ERR_ARGUMENT, "chat_template: \"%.64s\" is not one of " SQ_PROMPT_TEMPLATES,
+                       o->chat_template);
     return SQUINT_OK;
 }
 
-/* Ids of the prompt, the image's place filled with as many image tokens as there are vision tokens. */
-static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *n_ids, squint_msg *msg)
+static sq_str template_of(const squint_session *s, const squint_caption_options *o)
+{
+    return o->chat_template ? (sq_str){o->chat_template, strlen(o->chat_template)} : s->model->template_name;
+}
+
+/* LLaVA cuts off what is too long, questions and answers first; nobody wants that. */
+static squint_err check_expanded(const squint_session *s, size_t n, squint_msg *msg)
 {
     const squint_model *const m = s->model;
+    if (m->max_expanded && n > m->max_expanded)
+        return sq_fail(msg, SQUINT_ERR_LIMIT,
+                       "the prompt has %zu tokens, %u of them the image's; key squint.max_expanded_length allows %u", n,
+                       s->n_vision, m->max_expanded);
+    if (n <= s->limits.max_rows) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens, %u of them the image's; the model takes %u", n,
+                   s->n_vision, s->limits.max_rows);
+}
+
+/* Ids of the prompt, the image's place filled with as many image tokens as there are vision tokens. */
+static squint_err build_prompt(squint_session *s, const squint_caption_options *o, uint32_t *n_ids, squint_msg *msg)
+{
+    const squint_model *const m = s->model;
+    const char *const prompt = o->prompt;
     if (prompt && strlen(prompt) > s->options.max_prompt)
         return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu bytes; this session takes %u", strlen(prompt),
                        s->options.max_prompt);
     size_t n = 0;
-    const squint_err err = sq_prompt_ids(m->tokenizer, m->template_name, prompt, s->token_scratch,
-                                         s->token_scratch_bytes, s->ids, s->limits.max_rows, &n, msg);
+    squint_err err = sq_prompt_ids(m->tokenizer, template_of(s, o), prompt, s->token_scratch, s->token_scratch_bytes,
+                                   s->ids, s->limits.max_rows, &n, msg);
     if (err) return err;
     const size_t expanded = n - 1 + s->n_vision;
-    const uint32_t limit =
-        m->max_expanded && m->max_expanded < s->limits.max_rows ? m->max_expanded : s->limits.max_rows;
-    if (expanded > limit)
-        return sq_fail(msg, SQUINT_ERR_LIMIT, "the prompt has %zu tokens with the image's; the model takes %u",
-                       expanded, limit);
+    if ((err = check_expanded(s, expanded, msg))) return err;
     const size_t image = sq_prompt_expand(s->ids, n, s->n_vision);
     for (unsigned i = 0; i < s->n_grids; i++)
         s->grids[i].first += (unsigned)image;
@@ -126,7 +66,12 @@ static squint_err build_prompt(squint_session *s, const char *prompt, uint32_t *
     return SQUINT_OK;
 }
 
-static squint_err generate(squint_session *s, text_out *t, sq_sampler *sampler, unsigned max_tokens, squint_result *r,
+static void append_token(squint_session *s, sq_text *t, uint32_t id)
+{
+    sq_text_append(t, s->piece, sq_detokenize(s->model->tokenizer, id, s->piece, s->piece_bytes));
+}
+
+static squint_err generate(squint_session *s, sq_text *t, sq_sampler *sampler, unsigned max_tokens, squint_result *r,
                            squint_msg *msg)
 {
     const squint_model *const m = s->model;
@@ -139,9 +84,13 @@ static squint_err generate(squint_session *s, text_out *t, sq_sampler *sampler, 
             return SQUINT_OK;
         }
         s->tokens[r->n_tokens++] = id;
-        append_token(t, id);
+        append_token(s, t, id);
         if (sq_session_stopped(s, SQUINT_STAGE_DECODE, r->n_tokens, max_tokens) || t->stopped)
             return sq_fail(msg, SQUINT_ERR_CANCELLED, "cancelled");
+        if (t->ended) {
+            r->finish = SQUINT_FINISH_STOP;
+            return SQUINT_OK;
+        }
         if (r->n_tokens == max_tokens || s->n_past == s->limits.max_tokens) return SQUINT_OK;
         const squint_err err = sq_session_forward(s, &id, 1, 1, msg);
         if (err) return err;
@@ -198,7 +147,7 @@ static squint_err caption(squint_session *s, const squint_caption_options *o, sq
     double clock = sq_now_ms();
     squint_err err;
     uint32_t n_ids = 0;
-    text_out text = {.s = s, .options = o};
+    sq_text text = {.text = s->text, .stop = sq_prompt_stop(template_of(s, o)), .on_text = o->on_text, .user = o->user};
     sq_sampler sampler = {.temperature = o->temperature, .top_k = o->top_k, .top_p = o->top_p, .min_p = o->min_p};
     sq_sampler_seed(&sampler, o->seed);
     unsigned max_tokens = o->max_tokens ? o->max_tokens : s->options.max_tokens;
@@ -206,7 +155,7 @@ static squint_err caption(squint_session *s, const squint_caption_options *o, sq
 
     sq_session_reset(s);
     s->text[0] = '\0';
-    if ((err = build_prompt(s, o->prompt, &n_ids, msg))) return err;
+    if ((err = build_prompt(s, o, &n_ids, msg))) return err;
     r->n_prompt_tokens = n_ids;
     if ((err = sq_session_encode(s, msg))) return err;
     r->stage_ms[SQUINT_STAGE_TOWER] = lap(&clock);
@@ -219,7 +168,7 @@ static squint_err caption(squint_session *s, const squint_caption_options *o, sq
     r->prefill_macs_dense = s->macs_dense;
     err = generate(s, &text, &sampler, max_tokens, r, msg);
     r->stage_ms[SQUINT_STAGE_DECODE] = lap(&clock);
-    finish_text(&text);
+    sq_text_finish(&text);
     fill_result(s, r);
     return err;
 }

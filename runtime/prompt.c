@@ -15,6 +15,7 @@ typedef struct form {
     const char *name;
     const char *before, *after_image, *after;
     const char *prompt; /* when the caller has none */
+    const char *stop;   /* text that ends an answer, as the end token does */
     bool continued;     /* the prompt begins the answer: a text of its own, after everything else */
 } form;
 
@@ -24,11 +25,11 @@ typedef struct form {
 #define DESCRIBE "Describe this image in one sentence."
 
 static const form forms[] = {
-    {"vicuna_v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
-    {"v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
-    {"llava_v1", SYSTEM("human") " USER: ", "\n", " ASSISTANT:", DESCRIBE, false},
-    {"llava_v0", SYSTEM("human") "###Human: ", "\n", "###Assistant:", DESCRIBE, false},
-    {"plain", "", "\n", "", "", true},
+    {"vicuna_v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, "</s>", false},
+    {"v1", SYSTEM("user") " USER: ", "\n", " ASSISTANT:", DESCRIBE, "</s>", false},
+    {"llava_v1", SYSTEM("human") " USER: ", "\n", " ASSISTANT:", DESCRIBE, "</s>", false},
+    {"llava_v0", SYSTEM("human") "###Human: ", "\n", "###Assistant:", DESCRIBE, "###", false},
+    {"plain", "", "\n", "", "", "</s>", true},
 };
 
 enum { MAX_FIXED = 256 }; /* bytes of `before`, and of all that is after the image but the caller's prompt */
@@ -44,6 +45,8 @@ static const form *find_form(sq_str name)
 }
 
 bool sq_prompt_known(sq_str template_name) { return find_form(template_name) != NULL; }
+
+const char *sq_prompt_stop(sq_str template_name) { return find_form(template_name)->stop; }
 
 size_t sq_prompt_max_ids(size_t prompt_bytes)
 {
@@ -96,8 +99,7 @@ squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char
 {
     const form *f = find_form(template_name);
     if (!f)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
-                       "prompt template \"%.*s\" is not one of vicuna_v1, llava_v1, llava_v0, plain",
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "prompt template \"%.*s\" is not one of " SQ_PROMPT_TEMPLATES,
                        template_name.len < 64 ? (int)template_name.len : 64, template_name.s);
     const size_t prompt_bytes = prompt ? strlen(prompt) : 0;
     if (scratch_bytes < sq_prompt_scratch(prompt_bytes))

@@ -158,7 +158,11 @@ typedef struct squint_forecast {
 } squint_forecast;
 
 typedef struct squint_caption_options {
-    const char *prompt;  /* UTF-8; NULL: the model's own. A "plain" model continues it. */
+    const char *prompt; /* UTF-8; NULL: the model's own. A "plain" model continues it. */
+    /* How prompt and image are put together: "vicuna_v1", "llava_v1", "llava_v0", "plain". NULL: as the model was
+     * trained. A caption ends where the model's end token comes, or the text that ends an answer in this template
+     * ("###" for llava_v0, else "</s>"), which is cut off. */
+    const char *chat_template;
     unsigned max_tokens; /* 0: the session's */
     float temperature;   /* 0: greedy */
     unsigned top_k;      /* 0: all tokens */

@@ -69,6 +69,9 @@ size_t sq_tokenizer_max_piece(const sq_tokenizer *t);
 squint_err sq_prompt_ids(const sq_tokenizer *t, sq_str template_name, const char *prompt, void *scratch,
                          size_t scratch_bytes, uint32_t *out, size_t max_out, size_t *n_out, squint_msg *msg);
 bool sq_prompt_known(sq_str template_name);
+#define SQ_PROMPT_TEMPLATES "vicuna_v1, llava_v1, llava_v0, plain"
+/** Text that ends an answer in a known template, where LLaVA's scripts stop and cut: "###" or "</s>". */
+const char *sq_prompt_stop(sq_str template_name);
 /** Turns the one SQ_IMAGE_TOKEN among n ids into n_vision of them: there is room for n - 1 + n_vision. Returns its
  * place.
  */

@@ -540,12 +540,103 @@ static void test_longest_expanded_prompt(void **state)
         const squint_err err = squint_caption_file(s, test_path(picture), &o, &r, &msg);
         assert_int_equal(err, limit < N_PROMPT + 2 ? SQUINT_ERR_LIMIT : SQUINT_OK);
         if (err)
-            assert_non_null(strstr(msg.text, "14 tokens"));
+            assert_string_equal(msg.text + strlen("the prompt has 14 tokens, 9 of them the image's; key "),
+                                limit == N_PROMPT ? "squint.max_expanded_length allows 12"
+                                                  : "squint.max_expanded_length allows 13");
         else
             assert_int_equal(r.n_prompt_tokens, N_PROMPT + 2);
         squint_session_close(&s);
         squint_model_close(&m);
     }
+    fixture_free(f);
+}
+
+/* Gives two ids each other's weights. */
+static void swap_ids(fixture *f, uint32_t a, uint32_t b)
+{
+    static const char *const mats[] = {"token_embd.weight", "output.weight"};
+    for (size_t m = 0; m < SQ_COUNT(mats); m++)
+        for (int i = 0; i < 16; i++) {
+            float *const w = fixture_floats(f, mats[m]), kept = w[a * 16 + i];
+            w[a * 16 + i] = w[b * 16 + i];
+            w[b * 16 + i] = kept;
+        }
+}
+
+/* A model that writes the words of its end token ends its caption, whatever it would have written next. */
+static void test_stop_text(void **state)
+{
+    (void)state;
+    static const char stop[] = "</s>";
+    fixture *f = caption_fixture();
+    squint_model *m = fixture_model(f, NULL);
+    squint_session *s = open_session(m, &one_thread);
+    squint_result r = caption(s, NULL);
+    unsigned first = 1;
+    /* Four ids that the caption has for the first time, in a row: they become those of four bytes. */
+    for (unsigned i = 0, run = 0; i < r.n_tokens && run < 4; i++) {
+        unsigned before = 0;
+        while (before < i && r.tokens[before] != r.tokens[i])
+            before++;
+        run = before == i ? run + 1 : 0;
+        first = i + 1 - run;
+        assert_true(i + 1 < r.n_tokens);
+    }
+    const char *const text = r.text;
+    uint32_t ids[4];
+    memcpy(ids, r.tokens + first, sizeof ids);
+    assert_true(strlen(text) > 4);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            assert_true(ids[j] != FIXTURE_IDS + (uint32_t)(uint8_t)stop[i]);
+    for (int i = 0; i < 4; i++)
+        swap_ids(f, ids[i], FIXTURE_IDS + (uint32_t)(uint8_t)stop[i]);
+    squint_session_close(&s);
+    squint_model_close(&m);
+    m = fixture_model(f, NULL);
+    s = open_session(m, &one_thread);
+    r = caption(s, NULL);
+    assert_int_equal(r.finish, SQUINT_FINISH_STOP);
+    assert_int_equal(r.n_tokens, first + 4);
+    assert_null(strchr(r.text, '<'));
+    r = caption(s, &(squint_caption_options){.max_tokens = first + 3});
+    assert_int_equal(r.finish, SQUINT_FINISH_LENGTH);
+    assert_string_equal(r.text + strlen(r.text) - 3, "</s");
+    squint_session_close(&s);
+    squint_model_close(&m);
+    fixture_free(f);
+}
+
+/* The caller's template replaces the file's. */
+static void test_asked_template(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"vicuna_v1", "v1", "llava_v1", "llava_v0", "plain"};
+    fixture *f = caption_fixture();
+    uint32_t ids[1024];
+    scene plain;
+    open_scene(&plain);
+    for (size_t i = 0; i < SQ_COUNT(names); i++) {
+        fixture_str(f, "squint.chat.template", names[i]);
+        squint_model *m = fixture_model(f, NULL);
+        squint_session *s = open_session(m, &one_thread);
+        const squint_result own = caption(s, NULL);
+        const unsigned n = own.n_prompt_tokens;
+        assert_true(n <= SQ_COUNT(ids));
+        memcpy(ids, own.prompt, n * sizeof *ids);
+        const squint_result asked = caption(plain.s, &(squint_caption_options){.chat_template = names[i]});
+        assert_int_equal(asked.n_prompt_tokens, n);
+        assert_memory_equal(asked.prompt, ids, n * sizeof *ids);
+        squint_session_close(&s);
+        squint_model_close(&m);
+    }
+    squint_result r;
+    squint_msg msg;
+    const squint_caption_options wrong = {.chat_template = "alpaca"};
+    assert_int_equal(squint_caption_file(plain.s, test_path(picture), &wrong, &r, &msg), SQUINT_ERR_ARGUMENT);
+    assert_string_equal(msg.text, "chat_template: \"alpaca\" is not one of vicuna_v1, llava_v1, llava_v0, plain");
+    assert_works(&plain);
+    close_scene(&plain);
     fixture_free(f);
 }
 
@@ -953,6 +1044,8 @@ int main(void)
         cmocka_unit_test(test_caption_options),
         cmocka_unit_test(test_pictures_that_are_none),
         cmocka_unit_test(test_longest_expanded_prompt),
+        cmocka_unit_test(test_stop_text),
+        cmocka_unit_test(test_asked_template),
         cmocka_unit_test(test_templates),
         cmocka_unit_test(test_session_options),
         cmocka_unit_test(test_kernels_by_name),

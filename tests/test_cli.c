@@ -447,6 +447,21 @@ static void modes_are_told(void **state)
     command_result_free(&r);
 }
 
+static void a_template_can_be_asked_for(void **state)
+{
+    (void)state;
+    command_result r = RUN("caption", "-q", "--template", "plain", "-m", model, cat);
+    assert_done(&r);
+    command_result_free(&r);
+    r = RUN("caption", "-q", "--template", "llava_v0", "-m", model, cat); /* a chat, of bytes for the most part */
+    assert_contains(r.err, "the prompt is longer than 128 tokens");
+    command_result_free(&r);
+    r = RUN("caption", "--template", "alpaca", "-m", model, cat);
+    assert_int_equal(r.status, 2);
+    assert_contains(r.err, "--template: \"alpaca\" is none of: vicuna_v1, llava_v1, llava_v0, plain");
+    command_result_free(&r);
+}
+
 static bool equal(double a, double b) { return a - b < 1e-5 && b - a < 1e-5; }
 
 static double sum_of(const cJSON *layers, const char *key)
@@ -1033,6 +1048,7 @@ int main(void)
         cmocka_unit_test(layers_keep_what_is_asked),
         cmocka_unit_test(budgets_are_told),
         cmocka_unit_test(modes_are_told),
+        cmocka_unit_test(a_template_can_be_asked_for),
         cmocka_unit_test(info_and_caption_agree),
         cmocka_unit_test(work_of_gates),
         cmocka_unit_test(verbose_tells_what_was_done),

@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: MIT
  */
 #include "runtime/image.h"
+#include "runtime/tokenizer.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/sight.h"
 #include "tools/squint/work.h"
@@ -355,6 +356,8 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_MODEL(&model),
         CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('p', "prompt", &o->prompt, "TEXT", "what to ask, or how a caption begins (default: the model's)"),
+        CLI_ROW_TEXT(0, "template", &o->chat_template, "NAME",
+                     "how to ask: " SQ_PROMPT_TEMPLATES " (default: as the model was trained)"),
         CLI_ROW_FLAG(0, "json", &job.json, "a JSON object a line for each image: caption, tokens, kept tokens, times"),
         CLI_ROW_REAL(0, "temp", &o->temperature, 0, 10, "0: greedy", "T",
                      "temperature of sampling (default: 0, greedy)"),
@@ -391,6 +394,8 @@ static int run(const cli_command *self, int argc, char **argv)
     if (!cli_parse(self, options, argc, argv, &first, &status)) return status;
     if (first == argc) return cli_misuse(self, "caption: which image?");
     if (o->prompt && strlen(o->prompt) > 256) session.max_prompt = (unsigned)strlen(o->prompt);
+    if (o->chat_template && !sq_prompt_known((sq_str){o->chat_template, strlen(o->chat_template)}))
+        return cli_misuse(self, "--template: \"%.64s\" is none of: " SQ_PROMPT_TEMPLATES, o->chat_template);
     if (!(model = cli_model_path(model))) return CLI_MISUSED;
     if (!look_parse(look_layer, &job.look_what))
         return cli_misuse(self, "--look-layer: \"%s\" is none of: all, sum, a layer's number", look_layer);
