@@ -76,49 +76,43 @@ static squint_err load(squint_model *m, sq_llava *net, squint_msg *msg)
 
 /* ---- How many tokens ------------------------------------------------------------------------ */
 
+/* That a map is to have; 0: any. */
+static double most_cells(const sq_llava *net)
+{
+    return (double)net->anyres.max_num_patches * unit_of(net) * unit_of(net);
+}
+
 /* What a map of columns x rows becomes. */
 static sq_size shrunk(const sq_llava *net, uint32_t columns, uint32_t rows)
 {
-    const uint32_t most = net->anyres.max_num_patches;
-    if (!most) return (sq_size){columns, rows};
-    return sq_tiles_shrink(columns, rows, (double)most * unit_of(net) * unit_of(net));
+    return sq_tiles_shrink(columns, rows, most_cells(net));
 }
 
 static uint32_t tokens_of(sq_size map) { return map.h * (map.w + 1); }
 
-static uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
-
-/* Patches of all tiles of a canvas, as one map. */
-static sq_size map_of(const squint_model *m, sq_size canvas)
+static sq_size in_tiles(const squint_model *m, sq_size canvas)
 {
-    const uint32_t side = m->image_rule.size, unit = unit_of(m->net);
-    return (sq_size){canvas.w / side * unit, canvas.h / side * unit};
-}
-
-/* Unpadding takes as many columns from either side, or rows. All are tried: of two maps the smaller may be the one that
- * is not shrunk. */
-static uint32_t most_tokens(const squint_model *m)
-{
-    const sq_llava *const net = m->net;
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < net->anyres.n_pinpoints; i++) {
-        const sq_size map = map_of(m, net->anyres.pinpoints[i]);
-        for (uint32_t columns = map.w % 2; columns <= map.w; columns += 2)
-            most = larger(most, tokens_of(shrunk(net, columns, map.h)));
-        for (uint32_t rows = map.h % 2; rows < map.h; rows += 2)
-            most = larger(most, tokens_of(shrunk(net, map.w, rows)));
-    }
-    return most;
+    return (sq_size){canvas.w / m->image_rule.size, canvas.h / m->image_rule.size};
 }
 
 static uint32_t most_tiles(const squint_model *m)
 {
     const sq_anyres *const anyres = &((const sq_llava *)m->net)->anyres;
-    const uint32_t side = m->image_rule.size;
     uint32_t most = 0;
-    for (uint32_t i = 0; i < anyres->n_pinpoints; i++)
-        most = larger(most, (anyres->pinpoints[i].w / side) * (anyres->pinpoints[i].h / side));
+    for (uint32_t i = 0; i < anyres->n_pinpoints; i++) {
+        const sq_size size = in_tiles(m, anyres->pinpoints[i]);
+        if (size.w * size.h > most) most = size.w * size.h;
+    }
     return most;
+}
+
+static uint32_t most_tokens(const squint_model *m)
+{
+    const sq_llava *const net = m->net;
+    sq_size canvases[SQ_MAX_PINPOINTS];
+    for (uint32_t i = 0; i < net->anyres.n_pinpoints; i++)
+        canvases[i] = in_tiles(m, net->anyres.pinpoints[i]);
+    return sq_tiles_most_tokens(canvases, net->anyres.n_pinpoints, unit_of(net), most_cells(net));
 }
 
 static size_t image_floats(const squint_model *m) { return 3 * (size_t)m->image_rule.size * m->image_rule.size; }
@@ -159,9 +153,9 @@ static squint_err picture(squint_session *s, const uint8_t *rgb, uint32_t w, uin
     const sq_anyres *const anyres = &net->anyres;
     sq_llava_state *const state = sq_llava_state_of(s);
     const sq_size canvas = anyres->pinpoints[sq_tiles_choose(anyres->pinpoints, anyres->n_pinpoints, w, h)];
-    const sq_size map = map_of(m, canvas);
+    const uint32_t unit = unit_of(net);
     state->tiles = sq_tiles_lay(canvas, m->image_rule.size, w, h);
-    state->kept_map = sq_tiles_unpad(map.w, map.h, w, h);
+    state->kept_map = sq_tiles_unpad(state->tiles.columns * unit, state->tiles.rows * unit, w, h);
     state->tile_tokens = shrunk(net, state->kept_map.columns, state->kept_map.rows);
     s->n_vision_base = m->n_vision_base;
     s->n_vision = s->n_vision_base + tokens_of(state->tile_tokens);

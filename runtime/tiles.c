@@ -65,9 +65,32 @@ static uint32_t floor_quotient(double a, double b)
 
 sq_size sq_tiles_shrink(uint32_t columns, uint32_t rows, double most)
 {
-    const double times = sqrt((double)columns * rows / most);
+    const double times = most > 0 ? sqrt((double)columns * rows / most) : 0;
     if (!(times > 1.01)) return (sq_size){columns, rows};
     return (sq_size){floor_quotient(columns, times), floor_quotient(rows, times)};
+}
+
+static uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+static uint32_t shrunk_tokens(uint32_t columns, uint32_t rows, double most)
+{
+    const sq_size map = sq_tiles_shrink(columns, rows, most);
+    return map.h * (map.w + 1);
+}
+
+/* Unpadding takes as many columns from either side, or rows. All are tried: of two maps the smaller may be the one that
+ * is not shrunk. */
+uint32_t sq_tiles_most_tokens(const sq_size *canvases, size_t n, uint32_t unit, double most)
+{
+    uint32_t tokens = 0;
+    for (size_t i = 0; i < n; i++) {
+        const sq_size map = {canvases[i].w * unit, canvases[i].h * unit};
+        for (uint32_t columns = map.w % 2; columns <= map.w; columns += 2)
+            tokens = larger(tokens, shrunk_tokens(columns, map.h, most));
+        for (uint32_t rows = map.h % 2; rows < map.h; rows += 2)
+            tokens = larger(tokens, shrunk_tokens(map.w, rows, most));
+    }
+    return tokens;
 }
 
 /* ---- Pixels --------------------------------------------------------------------------------- */

@@ -36,8 +36,12 @@ sq_tiles sq_tiles_lay(sq_size canvas, uint32_t tile_side, uint32_t w, uint32_t h
 /** Of a feature map of columns x rows over the canvas, what is left without its padding. */
 sq_kept_map sq_tiles_unpad(uint32_t columns, uint32_t rows, uint32_t w, uint32_t h);
 
-/** Size of a map that is to have no more than some `most` cells: it stays if it is less than 2 % too long. */
+/** Size of a map that is to have no more than some `most` cells: it stays if it is about 2 % too large. 0: any. */
 sq_size sq_tiles_shrink(uint32_t columns, uint32_t rows, double most);
+
+/** The most high-resolution tokens, ends of rows among them, that a picture on one of n canvases can have: sides in
+ *  tiles, each of unit x unit cells. @param most  cells, or 0: maps are not shrunk */
+uint32_t sq_tiles_most_tokens(const sq_size *canvases, size_t n, uint32_t unit, double most);
 
 /**
  * The whole picture, stretched to a tile, then the tiles row by row, normalised as by sq_image_prepare().

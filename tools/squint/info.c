@@ -32,7 +32,10 @@ typedef struct model_facts {
     float mod_scale, mod_bias, mod_skip;
     uint32_t n_layers, d, f, n_heads, n_kv_heads, n_ctx, n_pieces;
     uint32_t vision_layers, vision_d, image_size, patch_size;
-    uint32_t n_vision, n_text; /* tokens of a prompt with one image and no words of the user's */
+    uint32_t n_vision, n_text; /* tokens of a prompt with one image, of the most tokens, and no words of the user's */
+    uint32_t n_parts;          /* images for the tower that such an image becomes */
+    uint32_t n_projected;      /* and its patches that become tokens */
+    uint32_t n_spared;         /* its vision tokens that no layer skips */
     layer_facts *layers;       /* [n_layers] */
     uint64_t parameters[PART_COUNT];
     type_sum types[MAX_KINDS];
@@ -43,6 +46,8 @@ typedef struct model_facts {
     double kv_bytes, kv_bytes_dense;          /* after it */
     bool f32_kv;                              /* else f16 */
 } model_facts;
+
+static const char pinpoints_key[] = SQ_PINPOINTS_KEY;
 
 /* ---- Reading ------------------------------------------------------------------------------- */
 
@@ -99,6 +104,59 @@ static squint_err read_shapes(model_facts *m, squint_msg *msg)
     return SQUINT_ERR_FORMAT;
 }
 
+static bool has_word(const sq_gguf *g, const char *key, const char *word)
+{
+    sq_str s;
+    return sq_gguf_find_key(g, key) && !sq_gguf_get_str(g, key, true, &s, NULL) && sq_str_eq(s, word);
+}
+
+/* As models/vision.c has it. */
+static bool is_tiled(const sq_gguf *g)
+{
+    if (sq_gguf_find_key(g, "squint.vision.type")) return has_word(g, "squint.vision.type", "clip_anyres");
+    const char *const aspect = "clip.vision.image_aspect_ratio";
+    return sq_gguf_find_key(g, pinpoints_key) && (!sq_gguf_find_key(g, aspect) || has_word(g, aspect, "anyres"));
+}
+
+/* The image of the most tokens: the one whose canvas has them. */
+static squint_err read_tiles(model_facts *m, squint_msg *msg)
+{
+    const sq_gguf_kv *const kv = sq_gguf_find_key(m->file, pinpoints_key);
+    const uint32_t patches = m->n_vision;
+    uint32_t sides[2 * SQ_MAX_PINPOINTS], unit = 0, shrink_to = 0;
+    while (unit * unit < patches)
+        unit++;
+    if (!kv || !kv->count || kv->count % 2 || kv->count > SQ_COUNT(sides) || !m->image_size || unit * unit != patches)
+        return SQUINT_OK; /* a file that does not load */
+    squint_err err = sq_gguf_get_u32s(m->file, pinpoints_key, true, sides, kv->count, msg);
+    if (!err) err = sq_gguf_get_u32(m->file, "squint.vision.max_num_patches", false, &shrink_to, msg);
+    for (size_t i = 0; !err && i < kv->count; i += 2) {
+        const sq_size canvas = {sides[i] / m->image_size, sides[i + 1] / m->image_size};
+        if ((uint64_t)canvas.w * canvas.h > SQ_MAX_TILES) continue;
+        const uint32_t tokens = patches + sq_tiles_most_tokens(&canvas, 1, unit, (double)shrink_to * patches);
+        if (tokens <= m->n_vision) continue;
+        m->n_vision = tokens;
+        m->n_parts = 1 + canvas.w * canvas.h;
+        m->n_projected = m->n_parts * patches;
+        m->n_spared = has_word(m->file, "mod.target", "vision_hr") ? patches : 0;
+    }
+    return err;
+}
+
+/* Mini-Gemini: crops of the picture, and all of it. */
+static squint_err read_crops(model_facts *m, squint_msg *msg)
+{
+    uint32_t grid = 1;
+    bool whole = false;
+    squint_err err = sq_gguf_get_u32(m->file, "squint.vision.grid", false, &grid, msg);
+    if (!err) err = sq_gguf_get_bool(m->file, "squint.vision.global", false, &whole, msg);
+    if (err || grid > SQ_MAX_TILES) return err;
+    m->n_parts = grid * grid + whole;
+    m->n_vision *= m->n_parts;
+    m->n_projected = m->n_vision;
+    return SQUINT_OK;
+}
+
 static squint_err read_vision(model_facts *m, squint_msg *msg)
 {
     squint_err err;
@@ -108,7 +166,10 @@ static squint_err read_vision(model_facts *m, squint_msg *msg)
     if ((err = sq_gguf_get_u32(m->file, "clip.vision.patch_size", false, &m->patch_size, msg))) return err;
     const sq_gguf_tensor *positions = sq_gguf_find(m->file, "v.position_embd.weight");
     if (positions) m->n_vision = (uint32_t)positions->ne[1] - !!sq_gguf_find(m->file, "v.class_embd");
-    return SQUINT_OK;
+    m->n_parts = 1;
+    m->n_projected = m->n_vision;
+    if (is_tiled(m->file) && m->n_vision) return read_tiles(m, msg);
+    return has_word(m->file, "squint.vision.type", "mgm") ? read_crops(m, msg) : SQUINT_OK;
 }
 
 static bool keeps_ratios(const model_facts *m) { return sq_str_eq(m->mod_type, "pmod"); }
@@ -196,16 +257,68 @@ static double stem_macs(const model_facts *m)
     return macs;
 }
 
+static bool begins(sq_str name, const char *with)
+{
+    return name.len >= strlen(with) && !memcmp(name.s, with, strlen(with));
+}
+
+static bool contains(sq_str name, const char *part)
+{
+    const size_t n = strlen(part);
+    for (size_t i = 0; i + n <= name.len; i++)
+        if (!memcmp(name.s + i, part, n)) return true;
+    return false;
+}
+
+/* Places that a weight of the second tower, or of what joins the towers, is multiplied with. */
+static double places_of(const model_facts *m, sq_str name, double side)
+{
+    const double patches = (double)m->n_vision / m->n_parts;
+    if (contains(name, ".norm.") || contains(name, ".bias")) return 0;
+    if (begins(name, "v.slow.stem.")) return side / 4 * side / 4;
+    if (begins(name, "v.slow.stg.") && name.len > 11) {
+        const double map = side / (4 << ((name.s[11] - '0') & 3));
+        return map * map;
+    }
+    if (begins(name, "v.hr.")) {
+        if (contains(name, ".gate.")) return 1;
+        return contains(name, "slow") ? side / 32 * side / 32 : patches;
+    }
+    return begins(name, "mm.uni.") ? m->n_vision : 0;
+}
+
+/* LLaVA-HR's and Mini-Gemini's. */
+static squint_err second_tower_macs(const model_facts *m, double *macs, squint_msg *msg)
+{
+    uint32_t side = m->image_size, grid = 1;
+    squint_err err = sq_gguf_get_u32(m->file, "squint.vision.input_size", false, &side, msg);
+    if (!err) err = sq_gguf_get_u32(m->file, "squint.vision.grid", false, &grid, msg);
+    *macs = 0;
+    for (size_t i = 0; !err && i < sq_gguf_n_tensors(m->file); i++) {
+        tensor_view v;
+        err = tensor_view_open(&v, m->file, sq_gguf_tensor_at(m->file, i), msg);
+        if (!err) *macs += (double)v.elements * places_of(m, v.tensor->name, side);
+    }
+    const sq_gguf_tensor *const keys = sq_gguf_find(m->file, "mm.uni.k.norm.weight");
+    /* Each token has as many places of the second tower's largest map as any, and weighs them twice. */
+    if (!err && keys) *macs += 2.0 * (double)keys->ne[0] * side / 4 * side / 4 * m->n_parts / (grid * grid);
+    return err;
+}
+
 static squint_err estimate_tower(model_facts *m, squint_msg *msg)
 {
     uint32_t f = 0, layers = 0;
+    double second = 0;
     squint_err err = sq_gguf_get_u32(m->file, "clip.vision.feed_forward_length", false, &f, msg);
     if (!err) err = sq_vit_layers_run(m->file, m->vision_layers, &layers, msg);
-    if (err || !m->n_vision) return err;
-    const double n = m->n_vision + !!sq_gguf_find(m->file, "v.class_embd"), d = m->vision_d;
-    m->tower_macs = stem_macs(m) + m->n_vision * elements_of(m->file, "v.patch_embd.weight") +
-                    layers * (n * d * (4 * d + 2.0 * f) + 2 * n * n * d) +
-                    m->n_vision * (elements_of(m->file, "mm.0.weight") + elements_of(m->file, "mm.2.weight"));
+    const sq_gguf_tensor *const positions = sq_gguf_find(m->file, "v.position_embd.weight");
+    if (err || !positions || !m->n_vision) return err;
+    const double n = (double)positions->ne[1], d = m->vision_d, patches = n - !!sq_gguf_find(m->file, "v.class_embd");
+    const double image = stem_macs(m) + patches * elements_of(m->file, "v.patch_embd.weight") +
+                         layers * (n * d * (4 * d + 2.0 * f) + 2 * n * n * d);
+    const double token = elements_of(m->file, "mm.0.weight") + elements_of(m->file, "mm.2.weight");
+    if ((err = second_tower_macs(m, &second, msg))) return err;
+    m->tower_macs = m->n_parts * image + m->n_projected * token + second;
     return SQUINT_OK;
 }
 
@@ -220,10 +333,10 @@ static double layer_macs(const model_facts *m, double rows)
 /* spec 3.4: the product in binary32 */
 static uint32_t kept_of(const model_facts *m, const layer_facts *layer)
 {
-    const float n = (float)m->n_vision, share = layer->ratio * n, skipped = m->mod_skip * n;
+    const float n = (float)m->n_vision, share = layer->ratio * (n - (float)m->n_spared), skipped = m->mod_skip * n;
     if (layer->is_mod && keeps_a_share(m) && m->mod_skip >= 0 && m->mod_skip <= 1)
         return m->n_vision - (uint32_t)skipped;
-    return layer->ratio >= 0 && layer->ratio < 1 ? (uint32_t)share : m->n_vision;
+    return layer->ratio >= 0 && layer->ratio < 1 ? m->n_spared + (uint32_t)share : m->n_vision;
 }
 
 static void estimate(model_facts *m)
@@ -325,12 +438,15 @@ static void print_routing(const model_facts *m)
     if (has_counts(m) && m->n_vision) print_layers(m);
 }
 
+static bool has_tiles(const model_facts *m) { return m->n_parts > 1 && is_tiled(m->file); }
+
 static void print_cost(const model_facts *m)
 {
     char done[32], dense[32];
     const char *const most = has_counts(m) ? "" : "at most ";
     if (!m->macs_dense) return;
-    printf("\nOne image and %u tokens of text take, keys and values as %s:\n", m->n_text, m->f32_kv ? "f32" : "f16");
+    printf("\n%s and %u tokens of text take, keys and values as %s:\n",
+           has_tiles(m) ? "An image of the most tokens" : "One image", m->n_text, m->f32_kv ? "f32" : "f16");
     printf("  tower                  %s multiply-adds\n", cli_short_count(m->tower_macs, done));
     printf("  prefill                %s%s", most, cli_short_count(m->macs, done));
     if (m->mac_share < 1) printf(" of a dense model's %s", cli_short_count(m->macs_dense, dense));
@@ -355,8 +471,10 @@ static void print_text(const model_facts *m)
     printf("\ndecoder       %u layers, width %u, inner %u, %u heads (%u of keys), context %u\n", m->n_layers, m->d,
            m->f, m->n_heads, m->n_kv_heads, m->n_ctx);
     if (m->vision_layers)
-        printf("tower         %u layers, width %u, image %u x %u, patch %u: %u vision tokens\n", m->vision_layers,
-               m->vision_d, m->image_size, m->image_size, m->patch_size, m->n_vision);
+        printf("tower         %u layers, width %u, image %u x %u, patch %u: %s%u vision tokens\n", m->vision_layers,
+               m->vision_d, m->image_size, m->image_size, m->patch_size, has_tiles(m) ? "at most " : "", m->n_vision);
+    if (m->n_parts > 1)
+        printf("pictures      as %s%u images, one after another\n", has_tiles(m) ? "up to " : "", m->n_parts);
     printf("tokenizer     %u pieces, template ", m->n_pieces);
     put_str(m->template_name, "(none)");
     putchar('\n');
