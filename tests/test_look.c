@@ -387,6 +387,35 @@ static sight made_sight(double x, double y, double w, double h)
     return s;
 }
 
+enum { TILED = CELLS + 3 };
+
+/* And two patches over the left half, with a token at their row's end; layer 2 keeps the first. */
+static sight tiled_sight(void)
+{
+    sight s = made_sight(0, 0, PICTURE_W, PICTURE_H);
+    s.more[s.n_more++] = (squint_grid){.first = CELLS,
+                                       .columns = 2,
+                                       .rows = 1,
+                                       .row_tokens = 3,
+                                       .picture_w = PICTURE_W,
+                                       .picture_h = PICTURE_H,
+                                       .w = PICTURE_W / 2.0,
+                                       .h = PICTURE_H};
+    s.n_vision = s.n_prompt = s.n_sequence = TILED;
+    s.layers[0].n_kept = TILED;
+    for (int l = 1; l < 4; l++) {
+        sight_layer *const layer = &s.layers[l];
+        layer->kept = realloc(layer->kept, TILED * sizeof *layer->kept);
+        layer->scores = realloc(layer->scores, TILED * sizeof *layer->scores);
+        layer->weights = realloc(layer->weights, TILED * sizeof *layer->weights);
+        for (int i = CELLS; i < TILED; i++) {
+            layer->scores[i] = layer->weights[i] = 0;
+            layer->n_kept += layer->kept[i] = l == 2 && i == CELLS;
+        }
+    }
+    return s;
+}
+
 static canvas painted(const sight *s, int what)
 {
     canvas c;
@@ -441,6 +470,24 @@ static void a_layer_is_painted_patch_by_patch(void **state)
     free(c.rgb);
     sight rest = s;
     sight_free(&rest);
+}
+
+/* Two of them kept: bright; one of two: between; the right half has one alone. */
+static void patches_over_patches_are_mixed(void **state)
+{
+    (void)state;
+    static const double lights[GRID_W] = {0.6, 0.2, 1, 1};
+    sight s = tiled_sight();
+    const canvas c = painted(&s, 2);
+    const double top = panel_top(&c), w = (WIDTH - 2.0 * GAP) / GRID_W, h = (WIDTH - 2.0 * GAP) / 2 / GRID_H;
+    for (int i = 0; i < CELLS; i++) {
+        const double x = GAP + (i % GRID_W + 0.5) * w, y = top + ((int)(i / GRID_W) + 0.5) * h;
+        const double light = lights[i % GRID_W];
+        if (!is_colour(at(&c, x, y), flat[0] * light, flat[1] * light, flat[2] * light))
+            fail_msg("patch %d has not %g of the light", i, light);
+    }
+    free(c.rgb);
+    sight_free(&s);
 }
 
 /* The legend's swatches are below the panel: the colour of a patch is that of its count. */
@@ -777,6 +824,8 @@ static void assert_same_sight(const sight *a, const sight *b)
     assert_string_equal(a->model, b->model);
     assert_string_equal(a->mode, b->mode);
     assert_memory_equal(&a->grid, &b->grid, sizeof a->grid);
+    assert_int_equal(a->n_more, b->n_more);
+    assert_memory_equal(a->more, b->more, a->n_more * sizeof *a->more);
     assert_int_equal(a->n_vision, b->n_vision);
     assert_int_equal(a->n_layers, b->n_layers);
     assert_int_equal(a->n_words, b->n_words);
@@ -805,12 +854,17 @@ static void assert_same_sight(const sight *a, const sight *b)
     }
 }
 
-static void a_trace_is_lossless(void **state)
+static void make_anyres(fixture *f)
 {
-    (void)state;
+    fixture_str(f, "squint.vision.type", "clip_anyres");
+    fixture_u32s(f, "clip.vision.image_grid_pinpoints", (const uint32_t[]){24, 24}, 2);
+    fixture_weights(f, "model.image_newline", 16, 0, 7000, 0, 1);
+}
+
+static void check_trace(fixture *f, unsigned n_more)
+{
     char path[96];
     snprintf(path, sizeof path, "%s/trace.json", folder);
-    fixture *const f = small_fixture("gamma-released");
     squint_model *m = fixture_model(f, NULL);
     squint_session *s = open_session(m, true);
     trace_file t;
@@ -821,6 +875,7 @@ static void a_trace_is_lossless(void **state)
         const squint_result r = caption(s, &(squint_caption_options){.temperature = 3, .seed = (uint64_t)i});
         sight_of_caption(&written[i], m, s, &r, i ? "odd \"name\"\n\xFF.jpg" : "x.jpg", "<model> & co");
         trace_add(&t, &written[i]);
+        assert_int_equal(written[i].n_more, n_more);
     }
     assert_true(trace_close(&t));
     assert_true(trace_read(path, &read, &n));
@@ -834,6 +889,15 @@ static void a_trace_is_lossless(void **state)
     squint_session_close(&s);
     squint_model_close(&m);
     fixture_free(f);
+}
+
+static void a_trace_is_lossless(void **state)
+{
+    (void)state;
+    check_trace(small_fixture("gamma-released"), 0);
+    fixture *const f = small_fixture("pmod");
+    make_anyres(f);
+    check_trace(f, 1);
 }
 
 static char *text_of(const char *path)
@@ -883,12 +947,59 @@ static void write_trace(const char *path, const sight *s)
     assert_true(trace_close(&t));
 }
 
+typedef struct damage {
+    const char *from, *to, *says;
+} damage;
+
+static void check_damages(sight *s, const damage *cases, size_t n)
+{
+    char path[96];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    write_trace(path, s);
+    char *const good = text_of(path);
+    for (size_t i = 0; i < n; i++) {
+        const char *const where = strstr(good, cases[i].from);
+        if (!where) fail_msg("the trace has no %s", cases[i].from);
+        char *const bad = calloc(strlen(good) + strlen(cases[i].to) + 1, 1);
+        if (!bad) abort();
+        const int before = (int)(where - good);
+        sprintf(bad, "%.*s%s%s", before, good, cases[i].to, where + strlen(cases[i].from));
+        write_bytes(path, bad, strlen(bad));
+        command_result r = RUN("look", path, "--html", "--no-picture");
+        assert_one_line(&r, 1, cases[i].says);
+        assert_non_null(strstr(r.err, path));
+        command_result_free(&r);
+        free(bad);
+    }
+    free(good);
+    unlink(path);
+    sight_free(s);
+}
+
+static void hostile_grids_are_refused(void **state)
+{
+    (void)state;
+    static const damage cases[] = {
+        {"\"first\":12,\"row_tokens\":3", "\"first\":13,\"row_tokens\":3", "grids[1].first: its 3 tokens are more"},
+        {"\"first\":12", "\"first\":-1", "grids[1].first is not a whole number from 0 to 15"},
+        {"\"row_tokens\":3", "\"row_tokens\":1", "grids[1].row_tokens is not a whole number from 2 to 3"},
+        {"\"row_tokens\":3", "\"row_tokens\":4", "grids[1].row_tokens"},
+        {"\"columns\":2,\"rows\":1", "\"columns\":2,\"rows\":256", "grids[1].first: its 768 tokens are more"},
+        {"\"columns\":2", "\"columns\":0", "grids[1].columns is not a whole number from 1 to 256"},
+        {"\"width\":60", "\"width\":0", "grids[1].width is not a number"},
+        {"\"grids\":[", "\"grids\":[],\"x\":[", "grids is not a list of 1 to 17 entries"},
+        {"\"grids\":[", "\"grids\":7,\"x\":[", "grids is not a list"},
+        {"\"vision_tokens\":15", "\"vision_tokens\":11", "vision_tokens is not a whole number from 12"},
+        {"\"vision_tokens\":15", "\"vision_tokens\":16777217", "vision_tokens"},
+    };
+    sight s = tiled_sight();
+    check_damages(&s, cases, SQ_COUNT(cases));
+}
+
 static void hostile_traces_are_refused(void **state)
 {
     (void)state;
-    static const struct {
-        const char *from, *to, *says;
-    } cases[] = {
+    static const damage cases[] = {
         {"{\"squint_trace\":1", "{\"squint_trace\":2", "not a trace of this squint"},
         {"\"images\":[", "\"images\":[],\"x\":[", "no picture"},
         {"\"images\":[", "\"images\":[7,", "picture 1: file is missing"},
@@ -924,28 +1035,8 @@ static void hostile_traces_are_refused(void **state)
         {"\"id\":7", "\"id\":-7", "tokens[0].id"},
         {"]}\n]}", "", "is not JSON"},
     };
-    char path[96];
-    snprintf(path, sizeof path, "%s/trace.json", folder);
     sight s = sight_with_words();
-    write_trace(path, &s);
-    char *const good = text_of(path);
-    for (size_t i = 0; i < SQ_COUNT(cases); i++) {
-        const char *const where = strstr(good, cases[i].from);
-        if (!where) fail_msg("the trace has no %s", cases[i].from);
-        char *const bad = calloc(strlen(good) + strlen(cases[i].to) + 1, 1);
-        if (!bad) abort();
-        const int before = (int)(where - good);
-        sprintf(bad, "%.*s%s%s", before, good, cases[i].to, where + strlen(cases[i].from));
-        write_bytes(path, bad, strlen(bad));
-        command_result r = RUN("look", path, "--html", "--no-picture");
-        assert_one_line(&r, 1, cases[i].says);
-        assert_non_null(strstr(r.err, path));
-        command_result_free(&r);
-        free(bad);
-    }
-    free(good);
-    unlink(path);
-    sight_free(&s);
+    check_damages(&s, cases, SQ_COUNT(cases));
 }
 
 /* Cut anywhere, or with any byte another: refused or read, and then it can be painted. */
@@ -1238,6 +1329,7 @@ int main(void)
         cmocka_unit_test(views_undo_the_fit),
         cmocka_unit_test(patches_lie_in_their_grid),
         cmocka_unit_test(a_layer_is_painted_patch_by_patch),
+        cmocka_unit_test(patches_over_patches_are_mixed),
         cmocka_unit_test(a_sum_has_the_legends_colours),
         cmocka_unit_test(what_was_cropped_is_grey),
         cmocka_unit_test(padding_is_part_of_the_map),
@@ -1249,6 +1341,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_painted_is_told),
         cmocka_unit_test(a_trace_is_lossless),
         cmocka_unit_test(hostile_traces_are_refused),
+        cmocka_unit_test(hostile_grids_are_refused),
         cmocka_unit_test(damaged_traces_do_no_harm),
         cmocka_unit_test(short_traces_do_not_take_all_memory),
         cmocka_unit_test(pages_hold_hostile_text),

@@ -3,7 +3,8 @@
  * SPDX-License-Identifier: MIT
  *
  * A panel shows a frame: the picture, and what the tower saw of it, which may reach beyond (padding) or leave out parts
- * (a crop). Every pixel of a panel asks for the patch that lies over its centre, so patches need not be whole pixels.
+ * (a crop). Every pixel of a panel asks for the patches that lie over its centre, so patches need not be whole pixels.
+ * Where a model has looked at the whole picture and at tiles of it, several do, and the pixel shows their mean.
  */
 #include "runtime/image.h"
 #include "tools/squint/cli.h"
@@ -52,6 +53,22 @@ int look_patch_at(const squint_grid *g, double x, double y)
     return (int)row * (int)g->columns + (int)column;
 }
 
+static const squint_grid *grid_of(const sight *s, unsigned i) { return i ? &s->more[i - 1] : &s->grid; }
+
+/* Vision tokens over a point: one of each grid that covers it. */
+static unsigned tokens_at(const sight *s, double x, double y, unsigned tokens[1 + SIGHT_MOST_MORE])
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i <= s->n_more; i++) {
+        const squint_grid *const g = grid_of(s, i);
+        const int patch = look_patch_at(g, x, y);
+        if (patch < 0) continue;
+        const unsigned ends = i ? (unsigned)patch / g->columns * (g->row_tokens - g->columns) : 0;
+        tokens[n++] = g->first - s->grid.first + (unsigned)patch + ends;
+    }
+    return n;
+}
+
 static double luminance(const uint8_t *p) { return (0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]) / 255; }
 
 static double mean_luminance(const sight *s, const uint8_t *rgb)
@@ -65,11 +82,16 @@ static double mean_luminance(const sight *s, const uint8_t *rgb)
 
 static void find_frame(painter *p)
 {
-    const squint_grid *const g = &p->s->grid;
-    p->left = fmin(0, g->x);
-    p->top = fmin(0, g->y);
-    p->width = fmax(g->picture_w, g->x + g->w) - p->left;
-    p->height = fmax(g->picture_h, g->y + g->h) - p->top;
+    double right = p->s->grid.picture_w, bottom = p->s->grid.picture_h;
+    for (unsigned i = 0; i <= p->s->n_more; i++) {
+        const squint_grid *const g = grid_of(p->s, i);
+        p->left = fmin(p->left, g->x);
+        p->top = fmin(p->top, g->y);
+        right = fmax(right, g->x + g->w);
+        bottom = fmax(bottom, g->y + g->h);
+    }
+    p->width = right - p->left;
+    p->height = bottom - p->top;
 }
 
 /* The largest panel with the frame's shape in this room. */
@@ -120,13 +142,16 @@ static void paint_pixel(const painter *p, const panel *at, int i, int j)
 {
     uint8_t *const rgb = p->c->rgb + 3 * ((size_t)(at->y + j) * p->c->w + at->x + i);
     const double x = p->left + (i + 0.5) * p->width / at->w, y = p->top + (j + 0.5) * p->height / at->h;
-    const int patch = look_patch_at(&p->s->grid, x, y);
-    if (patch < 0)
+    unsigned tokens[1 + SIGHT_MOST_MORE], kept = 0;
+    const unsigned n = tokens_at(p->s, x, y, tokens), most = n * (at->kind == PANEL_SUM ? p->n_choosing : 1);
+    for (unsigned t = 0; t < n; t++)
+        kept += at->kind == PANEL_SUM ? sight_count(p->s, tokens[t]) : p->s->layers[at->layer].kept[tokens[t]];
+    if (!n)
         paint_unseen(rgb, i, j, 3 * p->text);
     else if (at->kind == PANEL_SUM)
-        paint_heat(rgb, (double)sight_count(p->s, (unsigned)patch) / p->n_choosing, p->mean);
-    else if (!p->s->layers[at->layer].kept[patch])
-        shade(rgb, SKIPPED);
+        paint_heat(rgb, (double)kept / most, p->mean);
+    else if (kept < most)
+        shade(rgb, SKIPPED + (1 - SKIPPED) * kept / most);
 }
 
 /* The picture where it lies in the panel, grey around it. */
@@ -237,7 +262,8 @@ static int put_legend(const painter *p, int x, int y, int width)
 {
     const int n = (int)p->n_choosing, height = 5 * p->text + p->gap / 2;
     char text[96];
-    snprintf(text, sizeof text, "how many of %d layers kept a patch", n);
+    snprintf(text, sizeof text, "how many of %d layers kept a patch%s", n,
+             p->s->n_more ? ", on average over those that lie there" : "");
     y = put_lines(p, x, y, width, p->text, INK, text);
     if (!p->c) return y + height + p->gap / 2 + line_height(p, p->text);
     const bool swatches = n < MOST_SWATCHES;
@@ -294,12 +320,20 @@ static int label_width(const painter *p, const char *format)
     return canvas_text_width(p->text, text);
 }
 
+static unsigned most_columns(const sight *s)
+{
+    unsigned most = 0;
+    for (unsigned i = 0; i <= s->n_more; i++)
+        if (grid_of(s, i)->columns > most) most = grid_of(s, i)->columns;
+    return most;
+}
+
 /* A small map of each layer that chooses, in rows as even as can be. */
 static int put_strip(const painter *p, int y, int width)
 {
     const int n = (int)p->n_choosing, inner = width - p->gap;
     const int label = (int)fmax(label_width(p, ""), canvas_text_width(p->text, "layer 99"));
-    const int least = (int)fmax(label, fmin(PATCH_PIXELS * p->s->grid.columns, width / 4));
+    const int least = (int)fmax(label, fmin(PATCH_PIXELS * most_columns(p->s), width / 4));
     const int most = (int)fmax(1, inner / (least + p->gap)), rows = (n + most - 1) / most;
     const int columns = (n + rows - 1) / rows, cell = (int)fmin(inner / columns - p->gap, width / 3);
     const bool one_line = label_width(p, "layer 99: ") <= cell;
@@ -334,7 +368,8 @@ static int put_all(const painter *p, int y, int width)
     const int names = put_names(p, bottom, half), legend = put_legend(p, right, bottom, half);
     y = (names > legend ? names : legend) + p->gap / 2;
     y = put_lines(p, p->gap, y, width - 2 * p->gap, p->text, INK,
-                  "layer by layer: bright patches were kept, dark ones skipped");
+                  p->s->n_more ? "layer by layer: bright where all patches were kept, dark where none was"
+                               : "layer by layer: bright patches were kept, dark ones skipped");
     return put_strip(p, y, width);
 }
 

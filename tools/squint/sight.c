@@ -88,6 +88,12 @@ static void add_layer(sight *out, unsigned l, const squint_route *route)
     free(runs);
 }
 
+static void add_grids(sight *out, const squint_result *r)
+{
+    for (unsigned i = 1; i < r->n_grids && out->n_more < SIGHT_MOST_MORE; i++)
+        if (r->grids[i].columns && r->grids[i].rows) out->more[out->n_more++] = r->grids[i];
+}
+
 void sight_of_caption(sight *out, const squint_model *m, const squint_session *s, const squint_result *r,
                       const char *file, const char *model)
 {
@@ -102,6 +108,7 @@ void sight_of_caption(sight *out, const squint_model *m, const squint_session *s
                    .n_prompt = r->n_prompt_tokens,
                    .n_sequence = route_of(s, 0).n_tokens};
     out->layers = cli_alloc(out->n_layers, sizeof *out->layers);
+    add_grids(out, r);
     add_words(out, m, r);
     for (unsigned l = 0; l < out->n_layers; l++) {
         const squint_route route = route_of(s, l);

@@ -31,9 +31,13 @@ typedef struct sight_word {
     float *scores;  /* [n_layers], NaN: none */
 } sight_word;
 
+enum { SIGHT_MOST_MORE = 16 };
+
 typedef struct sight {
     char *file, *caption, *model, *mode; /* UTF-8 */
-    squint_grid grid;
+    squint_grid grid;                    /* of the first vision tokens */
+    squint_grid more[SIGHT_MOST_MORE];   /* [n_more] of others, over tiles or parts of the picture; none is empty */
+    unsigned n_more;
     unsigned n_vision, n_layers, n_words, n_prompt, n_sequence;
     sight_layer *layers;
     sight_word *words; /* in the order of the sequence */
@@ -91,7 +95,7 @@ bool look_check(const sight *s, int what, const char *name);
  */
 void look_paint(canvas *out, const sight *s, const uint8_t *rgb, int what, unsigned width);
 
-/* Where a point of a picture lies: place of the patch over it, or -1. x and y in the picture's pixels. */
+/* Where a point of a picture lies: the patch over it, counted row by row, or -1. x and y in the picture's pixels. */
 int look_patch_at(const squint_grid *g, double x, double y);
 
 /* ---- Names (outputs.c) ----------------------------------------------------------------------- */

@@ -7,6 +7,8 @@
  *     "picture": {"width", "height"},                       pixels
  *     "grid": {"columns", "rows", "x", "y", "width", "height"},
  *                          where the vision tokens lie, row by row: in the picture's pixels from its upper left corner
+ *     "grids": [{"first": of the vision tokens, "row_tokens": from a row to the next, and as in "grid"}],
+ *                          of a picture that was looked at in parts too; grids[0] is "grid"
  *     "vision_tokens", "first_vision", "prompt_tokens", "sequence": numbers; the sequence is the prompt and the
  *                          generated tokens that were fed back
  *     "layers": [{"layer", "chooses", "n": vision tokens, "n_kept": of them,
@@ -119,6 +121,20 @@ static void print_words(FILE *f, const sight *s, bool generated)
     }
 }
 
+static void print_grids(FILE *f, const sight *s)
+{
+    fputs("\n \"grids\":[", f);
+    for (unsigned i = 0; i <= s->n_more; i++) {
+        const squint_grid *const g = i ? &s->more[i - 1] : &s->grid;
+        fprintf(f,
+                "%s{\"first\":%u,\"row_tokens\":%u,\"columns\":%u,\"rows\":%u,\"x\":%.17g,\"y\":%.17g,"
+                "\"width\":%.17g,\"height\":%.17g}",
+                i ? "," : "", g->first - s->grid.first, i ? g->row_tokens : g->columns, g->columns, g->rows, g->x, g->y,
+                g->w, g->h);
+    }
+    fputs("],", f);
+}
+
 void trace_print(FILE *f, const sight *s)
 {
     const squint_grid *const g = &s->grid;
@@ -130,6 +146,7 @@ void trace_print(FILE *f, const sight *s)
     fprintf(f, "\n \"picture\":{\"width\":%u,\"height\":%u},", g->picture_w, g->picture_h);
     fprintf(f, "\"grid\":{\"columns\":%u,\"rows\":%u,\"x\":%.17g,\"y\":%.17g,\"width\":%.17g,\"height\":%.17g},",
             g->columns, g->rows, g->x, g->y, g->w, g->h);
+    if (s->n_more) print_grids(f, s);
     fprintf(f, "\n \"vision_tokens\":%u,\"first_vision\":%u,\"prompt_tokens\":%u,\"sequence\":%u,\n \"layers\":[",
             s->n_vision, g->first, s->n_prompt, s->n_sequence);
     for (unsigned l = 0; l < s->n_layers; l++)
@@ -299,20 +316,44 @@ static float *read_floats(reader *r, const cJSON *object, const char *where, con
     return out;
 }
 
+static void read_rectangle(reader *r, const cJSON *grid, const char *where, squint_grid *g)
+{
+    static const double far = 4.0 * SQ_IMAGE_MAX_SIDE, least = 1e-3;
+    g->columns = read_whole(r, grid, where, "columns", 1, MOST_SIDE);
+    g->rows = read_whole(r, grid, where, "rows", 1, MOST_SIDE);
+    g->x = read_number(r, grid, where, "x", -far, far, false);
+    g->y = read_number(r, grid, where, "y", -far, far, false);
+    g->w = read_number(r, grid, where, "width", least, far, false);
+    g->h = read_number(r, grid, where, "height", least, far, false);
+}
+
 static void read_grid(reader *r, const cJSON *json, squint_grid *g)
 {
-    static const double far = 4.0 * SQ_IMAGE_MAX_SIDE;
-    const cJSON *const picture = field(r, json, "", "picture"), *const grid = field(r, json, "", "grid");
+    const cJSON *const picture = field(r, json, "", "picture");
     g->picture_w = read_whole(r, picture, "picture.", "width", 1, SQ_IMAGE_MAX_SIDE);
     g->picture_h = read_whole(r, picture, "picture.", "height", 1, SQ_IMAGE_MAX_SIDE);
     if ((uint64_t)g->picture_w * g->picture_h > SQ_IMAGE_MAX_PIXELS)
         refuse(r, "picture: more than %d megapixels", SQ_IMAGE_MAX_PIXELS >> 20);
-    g->columns = read_whole(r, grid, "grid.", "columns", 1, MOST_SIDE);
-    g->rows = read_whole(r, grid, "grid.", "rows", 1, MOST_SIDE);
-    g->x = read_number(r, grid, "grid.", "x", -far, far, false);
-    g->y = read_number(r, grid, "grid.", "y", -far, far, false);
-    g->w = read_number(r, grid, "grid.", "width", 1, far, false);
-    g->h = read_number(r, grid, "grid.", "height", 1, far, false);
+    read_rectangle(r, field(r, json, "", "grid"), "grid.", g);
+}
+
+/* Those after "grid", of n_vision tokens; sight.grid.first is known. */
+static void read_more(reader *r, const cJSON *json, sight *s)
+{
+    unsigned n;
+    const cJSON *item = read_array(r, json, "", "grids", 1, 1 + SIGHT_MOST_MORE, &n);
+    for (item = item ? item->next : NULL; item && !r->failed; item = item->next) {
+        squint_grid *const g = &s->more[s->n_more];
+        char where[32];
+        snprintf(where, sizeof where, "grids[%u].", ++s->n_more);
+        *g = s->grid;
+        read_rectangle(r, item, where, g);
+        g->row_tokens = read_whole(r, item, where, "row_tokens", g->columns, g->columns + 1);
+        g->first = read_whole(r, item, where, "first", 0, s->n_vision);
+        if (!r->failed && g->rows * g->row_tokens > s->n_vision - g->first)
+            refuse(r, "%sfirst: its %u tokens are more than there are", where, g->rows * g->row_tokens);
+        g->first += s->grid.first;
+    }
 }
 
 static void read_layer(reader *r, const cJSON *json, sight *s, unsigned l)
@@ -382,10 +423,12 @@ static void read_sight(reader *r, const cJSON *json, sight *s)
     s->caption = read_text(r, json, "", "caption");
     read_grid(r, json, &s->grid);
     s->grid.row_tokens = s->grid.columns;
-    s->n_vision = s->grid.columns * s->grid.rows;
-    read_whole(r, json, "", "vision_tokens", s->n_vision, s->n_vision);
+    const unsigned least = s->grid.columns * s->grid.rows;
+    const bool has_more = cJSON_GetObjectItemCaseSensitive(json, "grids") != NULL;
+    s->n_vision = read_whole(r, json, "", "vision_tokens", least, has_more ? MOST_TOKENS : least);
     s->n_prompt = read_whole(r, json, "", "prompt_tokens", s->n_vision, MOST_TOKENS);
     s->grid.first = read_whole(r, json, "", "first_vision", 0, s->n_prompt - s->n_vision);
+    if (has_more) read_more(r, json, s);
     s->n_sequence = read_whole(r, json, "", "sequence", s->n_prompt, MOST_TOKENS);
     const cJSON *item = read_array(r, json, "", "layers", 1, MOST_LAYERS, &s->n_layers);
     s->layers = take(r, s->n_layers, sizeof *s->layers);
