@@ -335,6 +335,7 @@ static void grids_lie_on_the_picture(void **state)
     r = caption(c.s, 30000, 1, NULL);
     assert_int_equal(r.n_grids, 2);
     assert_int_equal(r.grids[1].rows, 0);
+    assert_true(r.tower_macs < 2 * (9 * 48 * 16 + 2 * (10 * 16 * (4 * 16 + 2 * 32) + 2 * 100 * 16))); /* one image */
     assert_int_equal(r.n_vision_tokens, BASE);
     close_scene(&c);
 }

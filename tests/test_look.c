@@ -387,15 +387,15 @@ static sight made_sight(double x, double y, double w, double h)
     return s;
 }
 
-enum { TILED = CELLS + 3 };
+enum { TILED = CELLS + 6 };
 
-/* And two patches over the left half, with a token at their row's end; layer 2 keeps the first. */
+/* And four patches over the left half, with a token at each row's end; layer 2 keeps the first of each row. */
 static sight tiled_sight(void)
 {
     sight s = made_sight(0, 0, PICTURE_W, PICTURE_H);
     s.more[s.n_more++] = (squint_grid){.first = CELLS,
                                        .columns = 2,
-                                       .rows = 1,
+                                       .rows = 2,
                                        .row_tokens = 3,
                                        .picture_w = PICTURE_W,
                                        .picture_h = PICTURE_H,
@@ -410,7 +410,7 @@ static sight tiled_sight(void)
         layer->weights = realloc(layer->weights, TILED * sizeof *layer->weights);
         for (int i = CELLS; i < TILED; i++) {
             layer->scores[i] = layer->weights[i] = 0;
-            layer->n_kept += layer->kept[i] = l == 2 && i == CELLS;
+            layer->n_kept += layer->kept[i] = l == 2 && i % 3 == CELLS % 3;
         }
     }
     return s;
@@ -980,17 +980,17 @@ static void hostile_grids_are_refused(void **state)
 {
     (void)state;
     static const damage cases[] = {
-        {"\"first\":12,\"row_tokens\":3", "\"first\":13,\"row_tokens\":3", "grids[1].first: its 3 tokens are more"},
-        {"\"first\":12", "\"first\":-1", "grids[1].first is not a whole number from 0 to 15"},
+        {"\"first\":12,\"row_tokens\":3", "\"first\":13,\"row_tokens\":3", "grids[1].first: its 6 tokens are more"},
+        {"\"first\":12", "\"first\":-1", "grids[1].first is not a whole number from 0 to 18"},
         {"\"row_tokens\":3", "\"row_tokens\":1", "grids[1].row_tokens is not a whole number from 2 to 3"},
         {"\"row_tokens\":3", "\"row_tokens\":4", "grids[1].row_tokens"},
-        {"\"columns\":2,\"rows\":1", "\"columns\":2,\"rows\":256", "grids[1].first: its 768 tokens are more"},
+        {"\"columns\":2,\"rows\":2", "\"columns\":2,\"rows\":256", "grids[1].first: its 768 tokens are more"},
         {"\"columns\":2", "\"columns\":0", "grids[1].columns is not a whole number from 1 to 256"},
         {"\"width\":60", "\"width\":0", "grids[1].width is not a number"},
         {"\"grids\":[", "\"grids\":[],\"x\":[", "grids is not a list of 1 to 17 entries"},
         {"\"grids\":[", "\"grids\":7,\"x\":[", "grids is not a list"},
-        {"\"vision_tokens\":15", "\"vision_tokens\":11", "vision_tokens is not a whole number from 12"},
-        {"\"vision_tokens\":15", "\"vision_tokens\":16777217", "vision_tokens"},
+        {"\"vision_tokens\":18", "\"vision_tokens\":11", "vision_tokens is not a whole number from 12"},
+        {"\"vision_tokens\":18", "\"vision_tokens\":16777217", "vision_tokens"},
     };
     sight s = tiled_sight();
     check_damages(&s, cases, SQ_COUNT(cases));
