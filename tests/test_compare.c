@@ -197,7 +197,7 @@ static void the_first_stage_is_named(void **state)
     } cases[] = {
         {{"ids", set_last, 7}, "1 of 165 differ; the first is number 164"},
         {{"pixels.0", add, 1e-6}, "it is to be the same"},
-        {{"tower.0.embd", add, 0.01}, "of its length, budget 0.0001"},
+        {{"tower.0.embd", add, 0.01}, "of its length, budget 5e-05"},
         {{"tower.0.blk.1", scale, 1.001}, "a row differs by 0.000999 of its length"},
         {{"tower.0.out", set_nan, 1}, "a row differs by nan"},
         {{"projected", add, 0.01}, "of its length"},
