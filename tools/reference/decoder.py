@@ -16,7 +16,7 @@ import torch.nn.functional as F
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "train"))
 import routing  # pylint: disable=wrong-import-position
 
-REGIONS = {"mod_llava_llama": 1059, "mod_mgm": 2880}  # what competes in gamma's training, in its code's own numbers
+BEFORE = {"mod_llava_llama": 35}  # gamma's training: the rows before the picture that compete with it, if any
 
 
 @dataclass
@@ -54,13 +54,12 @@ def pmod_ratios(config):
 
 def choice_of(config, mode):
     """(Choice, per layer None or its ratio)"""
-    layers, kind = config["num_hidden_layers"], config.get("model_type", "")
+    layers = config["num_hidden_layers"]
     if "mod_target_layers" in config:
         return Choice(mode or "pmod", config["mod_weight_norm"]), pmod_ratios(config)
     routed = config.get("mod", {}).get("mod_layers_idx", [])
-    own = "gamma-released-mgm" if kind == "mod_mgm" else "gamma-released"
-    choice = Choice((mode or own) if routed else "dense", tokens=REGIONS.get(kind, 1) - 1)
-    return choice, [1.0 if l in routed else None for l in range(layers)]
+    own = "gamma-released-mgm" if config.get("model_type") == "mod_mgm" else "gamma-released"
+    return Choice((mode or own) if routed else "dense"), [1.0 if l in routed else None for l in range(layers)]
 
 
 class Decoder:
@@ -148,6 +147,10 @@ class Decoder:
             parts.append(vision if i == -200 else table[i:i + 1])
             place += range(len(vision)) if i == -200 else [-1]
         return torch.cat(parts), torch.tensor(place)
+
+    def set_region(self, n_vision):
+        """The released code has it in numbers: 35 + 1024 for LLaVA-HR, 2880 for Mini-Gemini-HD."""
+        self.choice.tokens = BEFORE.get(self.config.get("model_type"), 0) + n_vision - 1
 
     def run(self, x, target, note):
         """A pass over rows x behind what the caches hold; target [n]: may p-MoD skip a row? Hidden rows."""

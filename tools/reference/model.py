@@ -124,6 +124,7 @@ class Model:
         """Logits of the last rows of a prompt."""
         x, place = self.decoder.embed(ids, vision)
         note("embd", x)
+        self.decoder.set_region(len(vision))
         x = self.decoder.run(x, self.target(place, base), note)
         logits = self.decoder.logits(x[-n_logits:])
         note("logits", logits)
