@@ -100,7 +100,7 @@ static float get_scale(const sq_panels *w, const uint8_t *panel, uint32_t g, uin
     return sq_f16_to_f32(bits);
 }
 
-static void clear_panels(const sq_panels *w, uint8_t *out)
+void sq_panels_clear(const sq_panels *w, uint8_t *out)
 {
     const size_t weights = sq_panel_weight_bytes(w), all = sq_panel_bytes(w);
     for (size_t p = 0; p < sq_panel_count(w); p++, out += all) {
@@ -240,32 +240,38 @@ static void quantise_i8(const float *x, uint32_t k0, uint32_t n, float inv, uint
     }
 }
 
-static void quantise_group(const sq_panels *w, const float *x, uint32_t k0, uint32_t n, uint32_t c, uint8_t *panel)
+/* False when a weight is NaN or so large that no scale reaches it. */
+static bool quantise_group(const sq_panels *w, const float *x, uint32_t k0, uint32_t n, uint32_t c, uint8_t *panel)
 {
     const bool i4 = w->type == SQ_PANEL_I4;
-    const float scale = i4 ? best_scale_i4(w, x, n) : stored_scale(w, largest_magnitude(x, n) / 127.0f);
+    const float most = largest_magnitude(x, n), most_scale = w->group ? 65504.0f : FLT_MAX / 127.0f;
+    const float scale = i4 ? best_scale_i4(w, x, n) : stored_scale(w, most / 127.0f);
     const float inv = inverse(scale);
     put_scale(w, panel, w->group ? k0 / w->group : 0, c, inv != 0.0f ? scale : 0.0f);
-    if (!i4) {
-        quantise_i8(x, k0, n, inv, c, panel);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++)
+    if (!i4) quantise_i8(x, k0, n, inv, c, panel);
+    for (uint32_t i = 0; i4 && i < n; i++)
         put_i4(panel, k0 + i, c, (int)round_i4(x[i] * inv));
+    return most <= (i4 ? 8.0f : 127.0f) * most_scale;
+}
+
+bool sq_panels_quantise_part(const sq_panels *w, uint32_t row, uint32_t k0, uint32_t n, const float *x, uint8_t *out)
+{
+    bool fit = true;
+    uint8_t *panel = out + row / SQ_PANEL_N * sq_panel_bytes(w);
+    const uint32_t group = w->group ? w->group : w->k, end = k0 + n;
+    assert(k0 % group == 0 && (end % group == 0 || end == w->k));
+    for (; k0 < end; k0 += group, x += group) {
+        const uint32_t left = end - k0 < group ? end - k0 : group;
+        fit &= quantise_group(w, x, k0, left, row % SQ_PANEL_N, panel);
+    }
+    return fit;
 }
 
 void sq_panels_quantise(const sq_panels *w, const float *src, uint8_t *out)
 {
-    const size_t bytes = sq_panel_bytes(w);
-    const uint32_t group = w->group ? w->group : w->k;
-    clear_panels(w, out);
-    for (uint32_t row = 0; row < w->n; row++, src += w->k) {
-        uint8_t *panel = out + row / SQ_PANEL_N * bytes;
-        for (uint32_t k0 = 0; k0 < w->k; k0 += group) {
-            const uint32_t n = w->k - k0 < group ? w->k - k0 : group;
-            quantise_group(w, src + k0, k0, n, row % SQ_PANEL_N, panel);
-        }
-    }
+    sq_panels_clear(w, out);
+    for (uint32_t row = 0; row < w->n; row++)
+        sq_panels_quantise_part(w, row, 0, w->k, src + (size_t)row * w->k, out);
 }
 
 /* ---- Repacking --------------------------------------------------------------------------- */
@@ -281,7 +287,7 @@ void sq_panels_from_q8_0(const sq_panels *w, const sq_block_q8_0 *src, uint8_t *
 {
     const size_t bytes = sq_panel_bytes(w);
     assert(w->type == SQ_PANEL_I8 && w->group == SQ_BLOCK && w->k % SQ_BLOCK == 0);
-    clear_panels(w, out);
+    sq_panels_clear(w, out);
     for (uint32_t row = 0; row < w->n; row++) {
         uint8_t *panel = out + row / SQ_PANEL_N * bytes;
         const uint32_t c = row % SQ_PANEL_N;
@@ -297,7 +303,7 @@ void sq_panels_from_q5_0(const sq_panels *w, const void *blocks, uint8_t *out)
     const uint8_t *src = blocks;
     const size_t bytes = sq_panel_bytes(w);
     assert(w->type == SQ_PANEL_I8 && w->group == SQ_BLOCK && w->k % SQ_BLOCK == 0);
-    clear_panels(w, out);
+    sq_panels_clear(w, out);
     for (uint32_t row = 0; row < w->n; row++) {
         uint8_t *panel = out + row / SQ_PANEL_N * bytes;
         const uint32_t c = row % SQ_PANEL_N;
@@ -325,7 +331,7 @@ void sq_panels_from_q4_0(const sq_panels *w, const sq_block_q4_0 *src, uint8_t *
 {
     const size_t bytes = sq_panel_bytes(w);
     assert(w->type == SQ_PANEL_I4 && w->group == SQ_BLOCK && w->k % SQ_BLOCK == 0);
-    clear_panels(w, out);
+    sq_panels_clear(w, out);
     for (uint32_t row = 0; row < w->n; row++) {
         uint8_t *panel = out + row / SQ_PANEL_N * bytes;
         const uint32_t c = row % SQ_PANEL_N;

@@ -138,6 +138,10 @@ size_t sq_panels_bytes(const sq_panels *w);
  * @param out  sq_panels_bytes(w) bytes, 64-byte aligned
  */
 void sq_panels_quantise(const sq_panels *w, const float *src, uint8_t *out);
+/** The same in parts: all weights and scales zero, then inputs k0 to k0 + n of a row, which are whole groups. False
+ * when one of these is NaN or so large that no scale reaches it; they are cut off. */
+void sq_panels_clear(const sq_panels *w, uint8_t *out);
+bool sq_panels_quantise_part(const sq_panels *w, uint32_t row, uint32_t k0, uint32_t n, const float *x, uint8_t *out);
 
 /** Lossless repack of n rows of k/32 blocks (k a multiple of 32) into panels of group 32. */
 void sq_panels_from_q8_0(const sq_panels *w, const sq_block_q8_0 *src, uint8_t *out);

@@ -6,7 +6,6 @@
 
 #include "config.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -284,30 +283,29 @@ typedef struct repack {
     sq_panels w;
     uint8_t *out;
     const uint8_t *blocks;
-    float *rows; /* [threads][SQ_PANEL_N][k], of what is requantised */
-    atomic_bool unfit;
+    atomic_bool unfit; /* NaN, or too large */
 } repack;
 
-/* A scale is a binary16, of at most 65504; NaN and infinities fit none. */
-static bool all_fit(const float *x, size_t n)
+/* Inputs k0 to k0 + PART of all rows come one after another: what they fill of the panel stays in L1. */
+static void requantise_rows(repack *job, const sq_panels *w, const uint8_t *blocks, uint8_t *out)
 {
-    size_t fit = 0;
-    for (size_t i = 0; i < n; i++)
-        fit += fabsf(x[i]) <= 127.0f * 65504.0f;
-    return fit == n;
-}
-
-static void requantise_rows(repack *job, const sq_panels *w, const uint8_t *blocks, unsigned worker, uint8_t *out)
-{
-    const size_t n = (size_t)w->n * w->k;
-    float *const rows = job->rows + (size_t)worker * SQ_PANEL_N * w->k;
-    sq_tensor_floats(job->t->type, blocks, rows, n);
-    if (!all_fit(rows, n)) atomic_store_explicit(&job->unfit, true, memory_order_relaxed);
-    sq_panels_quantise(w, rows, out);
+    enum { PART = SQ_SUPERBLOCK };
+    float x[PART];
+    sq_panels_clear(w, out);
+    for (uint32_t k0 = 0; k0 < w->k; k0 += PART) {
+        const uint32_t n = w->k - k0 < PART ? w->k - k0 : PART;
+        const uint8_t *part = blocks + job->row_bytes * k0 / w->k;
+        for (uint32_t row = 0; row < w->n; row++, part += job->row_bytes) {
+            sq_tensor_floats(job->t->type, part, x, n);
+            if (!sq_panels_quantise_part(w, row, k0, n, x, out))
+                atomic_store_explicit(&job->unfit, true, memory_order_relaxed);
+        }
+    }
 }
 
 static void repack_panel(void *ctx, unsigned panel, unsigned worker)
 {
+    (void)worker;
     repack *const job = ctx;
     const uint32_t first = panel * SQ_PANEL_N, left = job->w.n - first;
     const uint8_t *const blocks = job->blocks + first * job->row_bytes;
@@ -325,7 +323,7 @@ static void repack_panel(void *ctx, unsigned panel, unsigned worker)
         sq_panels_from_q5_0(&w, blocks, out);
         break;
     default:
-        requantise_rows(job, &w, blocks, worker, out);
+        requantise_rows(job, &w, blocks, out);
     }
 }
 
@@ -345,20 +343,13 @@ static bool is_requantised(uint32_t type)
     return type != SQ_TENSOR_Q8_0 && type != SQ_TENSOR_Q4_0 && type != SQ_TENSOR_Q5_0;
 }
 
-static bool run_repack(squint_model *m, repack *job)
+static void run_repack(const squint_model *m, repack *job)
 {
     sq_pool *const pool = pool_for(m, job);
-    const unsigned panels = (unsigned)sq_panel_count(&job->w), threads = pool ? sq_pool_threads(pool) : 1;
-    size_t bytes = 0;
-    if (is_requantised(job->t->type)) {
-        if (!sq_mul(threads, (size_t)SQ_PANEL_N * job->w.k * sizeof *job->rows, &bytes)) return false;
-        if (!(job->rows = sq_alloc(&m->alloc, bytes))) return false;
-    }
+    const unsigned panels = (unsigned)sq_panel_count(&job->w);
     if (pool) sq_pool_run(pool, panels, repack_panel, job);
     for (unsigned panel = 0; !pool && panel < panels; panel++)
         repack_panel(job, panel, 0);
-    sq_free(&m->alloc, job->rows, bytes);
-    return true;
 }
 
 /* Those that are read through their structs must lie at even addresses, which only memory that the caller gave may not
@@ -387,7 +378,8 @@ static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const 
     repack job = {.t = t, .row_bytes = t->bytes / out->n, .w = {NULL, out->n, out->k, type, SQ_BLOCK}};
     job.out = take(m, sq_panels_bytes(&job.w), 1, false);
     job.blocks = even_blocks(m, t);
-    if (!job.out || !job.blocks || !run_repack(m, &job)) return no_memory(m, name, msg);
+    if (!job.out || !job.blocks) return no_memory(m, name, msg);
+    run_repack(m, &job);
     if (job.unfit)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: holds NaN, infinity or weights past 8e6",
                        sq_gguf_path_of(m->file, name), name, t->file_pos);
