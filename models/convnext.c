@@ -35,7 +35,7 @@ static squint_err load_conv(squint_model *m, const char *name, uint32_t in, uint
     *conv = (sq_conv){.in = in, .kernel = side, .stride = side};
     const squint_err err = sq_load_conv(m, name, channels, conv, msg);
     if (err || conv->bias) return err;
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s.bias is missing", sq_gguf_path(m->file), name);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s.bias is missing", sq_vision_path(m), name);
 }
 
 static squint_err load_block(squint_model *m, uint32_t stage, uint32_t i, uint32_t c, sq_convnext_block *b,
@@ -48,7 +48,7 @@ static squint_err load_block(squint_model *m, uint32_t stage, uint32_t i, uint32
     if (sq_gguf_find(m->file, name))
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED,
                        "%s: tensor %s: layer scale is to be multiplied into pw2 when the file is made",
-                       sq_gguf_path(m->file), name);
+                       sq_vision_path(m), name);
     snprintf(name, sizeof name, "%s.dw", at);
     if ((err = sq_load_depthwise(m, name, c, &b->dw, msg))) return err;
     snprintf(name, sizeof name, "%s.norm", at);
@@ -82,7 +82,7 @@ static squint_err load_stage(squint_model *m, const sq_convnext *net, uint32_t i
     if (err) return err;
     stage->blocks = sq_model_take(m, stage->depth, sizeof *stage->blocks);
     if (!stage->blocks)
-        return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u blocks", sq_gguf_path(m->file), stage->depth);
+        return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for %u blocks", sq_vision_path(m), stage->depth);
     for (uint32_t b = 0; b < stage->depth; b++)
         if ((err = load_block(m, i, b, stage->channels, &stage->blocks[b], msg))) return err;
     return SQUINT_OK;
@@ -90,7 +90,7 @@ static squint_err load_stage(squint_model *m, const sq_convnext *net, uint32_t i
 
 static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
 }
 
 static squint_err read_shape(squint_model *m, sq_convnext *net, squint_msg *msg)
@@ -103,7 +103,7 @@ static squint_err read_shape(squint_model *m, sq_convnext *net, squint_msg *msg)
     if ((err = sq_gguf_get_u32s(m->file, depths_key, true, depths, SQ_SLOW_STAGES, msg))) return err;
     if ((err = sq_gguf_get_f32(m->file, eps_key, true, &net->eps, msg))) return err;
     if (!(net->eps > 0 && net->eps < 1))
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s is not from 0 to 1", sq_gguf_path(m->file), eps_key);
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s is not from 0 to 1", sq_vision_path(m), eps_key);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
         /* A stage's map lies where the one before it lay, from its start: it must stay behind what is still read. */
         if (!dims[i] || dims[i] > most)

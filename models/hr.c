@@ -14,7 +14,7 @@
 
 static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_gguf_path(m->file), key, value, need);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
 }
 
 static squint_err read_groups(squint_model *m, const sq_vit *vit, sq_hr *hr, squint_msg *msg)
@@ -39,7 +39,7 @@ static squint_err check_sides(const squint_model *m, const sq_llava *net, squint
     if (fast >= slow || slow % fast == 0) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_FORMAT,
                    "%s: key squint.vision.input_size: a map of %ux%u places cannot become CLIP's %ux%u patches",
-                   sq_gguf_path(m->file), slow, slow, fast, fast);
+                   sq_vision_path(m), slow, slow, fast, fast);
 }
 
 static squint_err check_tower(const squint_model *m, const sq_vit *vit, squint_msg *msg)
@@ -50,12 +50,11 @@ static squint_err check_tower(const squint_model *m, const sq_vit *vit, squint_m
     if (!sq_str_eq(drop, "before_pre_ln"))
         return sq_fail(msg, SQUINT_ERR_FORMAT,
                        "%s: key squint.vision.drop_class: \"%.*s\"; llava_hr drops it \"before_pre_ln\"",
-                       sq_gguf_path(m->file), (int)(drop.len < 64 ? drop.len : 64), drop.s);
+                       sq_vision_path(m), (int)(drop.len < 64 ? drop.len : 64), drop.s);
     if (vit->class_embd)
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor v.class_embd: llava_hr has none", sq_gguf_path(m->file));
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor v.class_embd: llava_hr has none", sq_vision_path(m));
     if (vit->post_ln.weight)
-        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key squint.vision.post_ln: llava_hr has none",
-                       sq_gguf_path(m->file));
+        return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key squint.vision.post_ln: llava_hr has none", sq_vision_path(m));
     return SQUINT_OK;
 }
 
@@ -68,15 +67,15 @@ static squint_err load_gate(squint_model *m, const char *at, uint32_t d, sq_hr_a
     const sq_gguf_tensor *const t = sq_gguf_find(m->file, tensor);
     if (!t || t->n_dims != 2 || t->ne[1] < 1 || t->ne[1] > SQ_MAX_K)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: missing, or not [%u, n] with n up to %d",
-                       sq_gguf_path(m->file), tensor, 2 * d, SQ_MAX_K);
+                       sq_vision_path(m), tensor, 2 * d, SQ_MAX_K);
     const uint32_t inner = (uint32_t)t->ne[1];
     squint_err err = sq_load_linear(m, name, inner, 2 * d, &a->gate0, msg);
     if (err) return err;
     snprintf(name, sizeof name, "%s.gate.2", at);
     if ((err = sq_load_linear(m, name, 1, inner, &a->gate2, msg))) return err;
     if (a->gate0.w.f32 && a->gate2.w.f32) return SQUINT_OK;
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s.gate.%d.weight: gates are F32 or F16",
-                   sq_gguf_path(m->file), at, a->gate0.w.f32 ? 2 : 0);
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s.gate.%d.weight: gates are F32 or F16", sq_vision_path(m),
+                   at, a->gate0.w.f32 ? 2 : 0);
 }
 
 static squint_err load_adapter(squint_model *m, uint32_t i, uint32_t d, uint32_t d_slow, sq_hr_adapter *a,

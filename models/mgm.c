@@ -27,7 +27,7 @@ static const float MINE_EPS = 1e-5f; /* PyTorch's default */
 
 static squint_err no_memory(const squint_model *m, const char *name, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path(m->file), name);
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_vision_path(m), name);
 }
 
 /* W_k^T with the norm's weights in its rows, and what W_k adds to every key: W_k b_k + c_k. */
@@ -88,7 +88,7 @@ static squint_err read_shape(squint_model *m, const sq_llava *net, sq_mgm *mgm, 
         msg, SQUINT_ERR_FORMAT,
         "%s: key squint.vision.input_size: a map of %ux%u places is not %ux%u tokens' blocks of equal size, up "
         "to %dx%d",
-        sq_gguf_path(m->file), places, places, tokens, tokens, MAX_BLOCK, MAX_BLOCK);
+        sq_vision_path(m), places, places, tokens, tokens, MAX_BLOCK, MAX_BLOCK);
 }
 
 static squint_err load(squint_model *m, sq_llava *net, squint_msg *msg)
@@ -104,7 +104,7 @@ static squint_err load(squint_model *m, sq_llava *net, squint_msg *msg)
         d_aux += net->slow.stages[i].channels;
     if (d_aux <= SQ_MAX_K) return load_mining(m, net->vit.d, d_aux, &net->mgm, msg);
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: key squint.vision.slow.dims: more than %d channels in all",
-                   sq_gguf_path(m->file), SQ_MAX_K);
+                   sq_vision_path(m), SQ_MAX_K);
 }
 
 static void describe(squint_model *m)

@@ -355,6 +355,30 @@ static float *normal_matrix(uint32_t n, uint32_t k)
     return x;
 }
 
+/* Halves go away from zero, and their neighbours where they are nearer: the scale is 1. */
+static void int8_rounds_half_away(void **state)
+{
+    (void)state;
+    static const struct {
+        float weight;
+        int q;
+    } cases[] = {{127, 127},        {0.5f, 1},         {-0.5f, -1},     {1.5f, 2},  {-2.5f, -3},
+                 {126.5f, 127},     {-126.5f, -127},   {0.0f, 0},       {-0.0f, 0}, {0.49999997f, 0},
+                 {-0.49999997f, 0}, {126.49999f, 126}, {2.4999998f, 2}, {1e-30f, 0}};
+    enum { K = 32 };
+    sq_panels w = {NULL, 1, K, SQ_PANEL_I8, K};
+    float x[K] = {0}, back[K];
+    uint8_t *const out = guarded_alloc(sq_panels_bytes(&w), SQ_PANEL_ALIGN);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        x[i] = cases[i].weight;
+    sq_panels_quantise(&w, x, out);
+    w.data = out;
+    sq_panels_row(&w, 0, back);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_true(back[i] == (float)cases[i].q);
+    guarded_free(out);
+}
+
 /* Half a step of the scale as stored: max / 127, which binary16 makes at most 2^-11 larger or smaller, so that
  * the largest weight may also be cut by 127 * 2^-11 of a step. */
 static void int8_error_is_half_a_step(void **state)
@@ -531,6 +555,7 @@ int main(void)
         cmocka_unit_test(impossible_shapes_are_refused),
         cmocka_unit_test(panels_lie_as_drawn),
         cmocka_unit_test(rows_come_back),
+        cmocka_unit_test(int8_rounds_half_away),
         cmocka_unit_test(int8_error_is_half_a_step),
         cmocka_unit_test(int4_error_beats_plain_scales),
         cmocka_unit_test(quantiser_survives_any_number),
