@@ -376,6 +376,12 @@ static void int8_rounds_half_away(void **state)
     sq_panels_row(&w, 0, back);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_true(back[i] == (float)cases[i].q);
+    /* A scale of 1.4 * 2^-24 is kept as 2^-24: the largest weight, 178 of them, is cut off. */
+    for (int i = 0; i < K; i++)
+        x[i] = i ? 0x1p-24f : -1.4f * 127 * 0x1p-24f;
+    sq_panels_quantise(&w, x, out);
+    sq_panels_row(&w, 0, back);
+    assert_true(back[0] == -127 * 0x1p-24f && back[1] == 0x1p-24f);
     guarded_free(out);
 }
 
