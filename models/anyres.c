@@ -25,13 +25,13 @@ squint_err sq_anyres_check_merge(const squint_model *m, squint_msg *msg)
     return sq_fail(
         msg, SQUINT_ERR_UNSUPPORTED,
         "%s: key clip.vision.mm_patch_merge_type: not \"spatial_unpad\", the only way to join tiles that is known",
-        sq_gguf_path(m->file));
+        sq_vision_path(m));
 }
 
 static squint_err bad_pinpoint(const squint_model *m, sq_size canvas, const char *need, squint_msg *msg)
 {
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u x %u is not %s", sq_gguf_path(m->file), pinpoints_key,
-                   canvas.w, canvas.h, need);
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u x %u is not %s", sq_vision_path(m), pinpoints_key, canvas.w,
+                   canvas.h, need);
 }
 
 static squint_err check_pinpoint(const squint_model *m, sq_size canvas, squint_msg *msg)
@@ -53,7 +53,7 @@ static squint_err read_pinpoints(squint_model *m, sq_anyres *anyres, squint_msg 
     const uint64_t n = kv && kv->type == SQ_GGUF_ARRAY ? kv->count : 0;
     if (!n || n % 2 || n > SQ_COUNT(sides))
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: missing, or not an array of 1 to %d widths and heights",
-                       sq_gguf_path(m->file), pinpoints_key, SQ_MAX_PINPOINTS);
+                       sq_vision_path(m), pinpoints_key, SQ_MAX_PINPOINTS);
     squint_err err = sq_gguf_get_u32s(m->file, pinpoints_key, true, sides, n, msg);
     anyres->n_pinpoints = (uint32_t)n / 2;
     for (uint32_t i = 0; !err && i < anyres->n_pinpoints; i++) {
