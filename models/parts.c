@@ -40,15 +40,17 @@ static const float *reorder_conv(squint_model *m, const char *tensor, const floa
                                  uint32_t taps)
 {
     const size_t k = (size_t)in * taps;
-    const bool in_file = sq_gguf_find(m->file, tensor)->type == SQ_TENSOR_F32;
+    const sq_gguf_tensor *const t = sq_gguf_find(m->file, tensor);
+    const bool in_file = t->type == SQ_TENSOR_F32;
     float *const weights = in_file ? sq_model_take(m, out * k, sizeof *weights) : (float *)src;
     float *const row = sq_alloc(&m->alloc, k * sizeof *row);
     for (size_t o = 0; weights && row && o < out; o++) {
         memcpy(row, src + o * k, k * sizeof *row);
         for (size_t c = 0; c < in; c++)
-            for (size_t t = 0; t < taps; t++)
-                weights[o * k + t * in + c] = row[c * taps + t];
+            for (size_t tap = 0; tap < taps; tap++)
+                weights[o * k + tap * in + c] = row[c * taps + tap];
     }
+    if (in_file) sq_gguf_forget(m->file, t);
     sq_free(&m->alloc, row, k * sizeof *row);
     return row ? weights : NULL;
 }

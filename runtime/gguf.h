@@ -97,6 +97,10 @@ size_t sq_gguf_n_tensors(const sq_gguf *g);
 const sq_gguf_tensor *sq_gguf_tensor_at(const sq_gguf *g, size_t i);
 const sq_gguf_tensor *sq_gguf_find(const sq_gguf *g, const char *name); /* NULL when absent */
 
+/** What a tensor's data takes of memory may go: somebody has a copy. Read again, it comes back from the file. Data that the
+ *  caller gave stays. */
+void sq_gguf_forget(const sq_gguf *g, const sq_gguf_tensor *t);
+
 /* Getters. A missing key leaves *out alone (set the default before) when `required` is false, else fails
  * with a message that names the key; so does a wrong type. Integers of any width are accepted where they fit, as
  * numbers and, when 0 or 1, as bools; NaN and infinities are not. On failure *out may be partly written. */

@@ -2,6 +2,7 @@
  * Reading GGUF: a cursor that keeps its first failure, the checks, the getters.
  * SPDX-License-Identifier: MIT
  */
+#define _DEFAULT_SOURCE /* madvise */
 #include "runtime/gguf.h"
 
 #include "runtime/index.h"
@@ -485,6 +486,20 @@ void sq_gguf_close(sq_gguf **pg)
     sq_free(&a, g->path, strlen(g->path) + 1);
     sq_free(&a, g, sizeof *g);
     *pg = NULL;
+}
+
+/* Whole pages only: what shares one with the tensor may be in use. */
+void sq_gguf_forget(const sq_gguf *g, const sq_gguf_tensor *t)
+{
+#if defined(MADV_DONTNEED)
+    const sq_gguf *const in = g->vision && sq_gguf_is_vision(t->name) ? g->vision : g;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = ((uintptr_t)t->data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)t->data + t->bytes) / page * page;
+    if (in->mapped && start < end) madvise((void *)start, end - start, MADV_DONTNEED);
+#else
+    (void)g;
+    (void)t;
+#endif
 }
 
 /* ---- Pairs -------------------------------------------------------------------------------- */

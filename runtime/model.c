@@ -248,7 +248,9 @@ static const float *floats(squint_model *m, const sq_gguf_tensor *t, size_t coun
 {
     if (t->type == SQ_TENSOR_F32 && is_aligned(t->data, sizeof(float))) return (const float *)(const void *)t->data;
     float *const copy = take(m, count, sizeof *copy, false);
-    if (copy) sq_tensor_floats(t->type, t->data, copy, count);
+    if (!copy) return NULL;
+    sq_tensor_floats(t->type, t->data, copy, count);
+    sq_gguf_forget(m->file, t);
     return copy;
 }
 
@@ -384,6 +386,7 @@ static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const 
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: holds NaN, infinity or weights past 8e6",
                        sq_gguf_path_of(m->file, name), name, t->file_pos);
     count_requantised(m, &job);
+    sq_gguf_forget(m->file, t);
     out->panels = job.w;
     out->panels.data = job.out;
     return SQUINT_OK;

@@ -1251,6 +1251,74 @@ static void writer_tells_failed_allocations(void **state)
     remove_sandbox(&s);
 }
 
+/* What of a mapped file is in memory, KiB; -1 where the system does not tell. */
+static long resident_kib(const char *path)
+{
+    char line[4096];
+    long kib = -1;
+    bool in_file = false;
+    FILE *const f = fopen("/proc/self/smaps", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = '\0';
+        const size_t n = strlen(line), m = strlen(path);
+        if (n >= m && !strcmp(line + n - m, path)) in_file = true;
+        if (in_file && sscanf(line, "Rss: %ld kB", &kib) == 1) break;
+    }
+    if (f) fclose(f);
+    return kib;
+}
+
+static void forgotten_data_comes_back(void **state)
+{
+    (void)state;
+    enum { FIRST = 1 << 20, SECOND = 3 << 20 };
+    const char *const path = temp_path(".gguf");
+    uint8_t *const bytes = malloc(SECOND);
+    sq_gguf_writer *w;
+    sq_gguf *g;
+    squint_msg msg = {""};
+    uint64_t sum = 0;
+    assert_non_null(bytes);
+    memset(bytes, 3, SECOND);
+    assert_int_equal(sq_gguf_write_begin(&w, path, 64, NULL, &msg), SQUINT_OK);
+    sq_gguf_put_tensor(w, str("first"), 1, (const uint64_t[]){FIRST}, SQ_TENSOR_I8);
+    sq_gguf_put_tensor(w, str("second"), 1, (const uint64_t[]){SECOND}, SQ_TENSOR_I8);
+    sq_gguf_put_data(w, bytes, FIRST);
+    sq_gguf_put_data(w, bytes, SECOND);
+    assert_int_equal(sq_gguf_write_end(&w, &msg), SQUINT_OK);
+    assert_int_equal(sq_gguf_open(&g, path, NULL, &msg), SQUINT_OK);
+    const sq_gguf_tensor *const first = sq_gguf_find(g, "first"), *const second = sq_gguf_find(g, "second");
+    for (size_t i = 0; i < FIRST; i++)
+        sum += first->data[i];
+    for (size_t i = 0; i < SECOND; i++)
+        sum += second->data[i];
+    assert_int_equal(sum, 3 * (FIRST + SECOND));
+    const long before = resident_kib(path);
+    sq_gguf_forget(g, second);
+    const long after = resident_kib(path);
+    if (before >= 4096) { /* under an emulator these may be another's */
+        assert_in_range(after, 1024, 1024 + 64);
+    }
+    for (size_t i = 0; i < SECOND; i++)
+        sum -= second->data[i];
+    assert_int_equal(sum, 3 * FIRST);
+    sq_gguf_close(&g);
+
+    /* Data that is not a file's must not be lost. */
+    FILE *const f = fopen(path, "rb");
+    void *const copy = malloc(FIRST + SECOND + 4096);
+    assert_non_null(copy);
+    const size_t size = f ? fread(copy, 1, FIRST + SECOND + 4096, f) : 0;
+    assert_int_equal(sq_gguf_open_memory(&g, "memory", copy, size, NULL, &msg), SQUINT_OK);
+    sq_gguf_forget(g, sq_gguf_find(g, "second"));
+    assert_memory_equal(sq_gguf_find(g, "second")->data, bytes, SECOND);
+    sq_gguf_close(&g);
+    if (f) fclose(f);
+    free(copy);
+    free(bytes);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1274,6 +1342,7 @@ int main(void)
         cmocka_unit_test(failed_writes_leave_the_file),
         cmocka_unit_test(bad_places_are_refused),
         cmocka_unit_test(full_disk_is_told),
+        cmocka_unit_test(forgotten_data_comes_back),
         cmocka_unit_test_setup_teardown(writer_tells_failed_allocations, open_good, close_good),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
