@@ -90,11 +90,27 @@ static int array_size(const cJSON *object, const char *key)
 
 /* ---- Help and misuse ----------------------------------------------------------------------- */
 
+/* Options begin a line: "  -m, --model FILE", "  --mmproj FILE". */
+static void check_options_once(const char *command, const char *help)
+{
+    char names[64][32];
+    size_t n = 0;
+    for (const char *line = strchr(help, '\n'); line; line = strchr(line + 1, '\n')) {
+        if (strncmp(line, "\n  -", 4)) continue;
+        const char *const name = line + (line[4] == '-' ? 5 : 9);
+        snprintf(names[n], sizeof names[n], "%.*s", (int)strcspn(name, " \n"), name);
+        for (size_t i = 0; i < n; i++)
+            if (!strcmp(names[i], names[n])) fail_msg("squint %s --help tells of --%s twice", command, names[n]);
+        assert_in_range(++n, 1, 63);
+    }
+    assert_in_range(n, 1, 63); /* --help at least */
+}
+
 static void help_goes_to_stdout(void **state)
 {
     (void)state;
-    static const char *const commands[] = {"caption", "info",  "quantize", "tokenize", "eval",
-                                           "arank",   "bench", "look",     "compare"};
+    static const char *const commands[] = {"caption", "info", "quantize", "tokenize", "eval",       "arank",
+                                           "bench",   "look", "compare",  "merge",    "perplexity", "synth"};
     command_result r = RUN("--help");
     assert_done(&r);
     assert_string_equal(r.err, "");
@@ -106,6 +122,7 @@ static void help_goes_to_stdout(void **state)
         assert_string_equal(of_command.err, "");
         assert_int_equal(strncmp(of_command.out, usage, strlen(usage)), 0);
         assert_contains(r.out, commands[i]);
+        check_options_once(commands[i], of_command.out);
         command_result_free(&of_command);
     }
     command_result_free(&r);

@@ -600,7 +600,6 @@ static int run(const cli_command *self, int argc, char **argv)
     const cli_option options[] = {
         CLI_ROW_MODEL(&job.model_path),
         CLI_ROW_MMPROJ(&model_options.mmproj),
-        CLI_ROW_MMPROJ(&model_options.mmproj),
         CLI_ROW_TEXT('r', "ref", &job.dump_path, "DUMP", "the reference's stages, of tools/dump_reference.py"),
         CLI_ROW_REAL(0, "tolerance", &job.budgets.tolerance, 0, 1e9, NULL, "X",
                      "budget of logits, largest difference (default: 1e-3; files of rounded weights are not judged)"),
