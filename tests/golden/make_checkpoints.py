@@ -45,6 +45,9 @@ PICTURES = (("", (75, 50), ()), (".tall", (22, 50), ("llavanext-hf",)), (".tall"
 STAGES = ("ids,pixels.0,tower.*,slow.stage.[123],adapter.*,mined.*,projected,blk.0,blk.*.scores,blk.*.kept,logits,"
           "decode.*")
 LARGEST = 400_000  # bytes of a file
+# Any PyTorch's, next to squint's: in so narrow models a row may nearly cancel, and in float32 either is then up to 9e-5 of
+# its length from float64.
+DRIFT = "2e-4"
 
 
 def picture(w, h):
@@ -125,8 +128,8 @@ def check(family, squint):
                 print(f"{path.name}: {line}")
                 found += 1
         for dump in sorted(out.glob(f"{family}.*dump.gguf")):
-            result = subprocess.run([squint, "compare", "-m", out / f"{family}.gguf", "--ref", dump], check=False,
-                                    capture_output=True, text=True)
+            result = subprocess.run([squint, "compare", "-m", out / f"{family}.gguf", "--ref", dump, "--drift", DRIFT],
+                                    check=False, capture_output=True, text=True)
             print(f"{dump.name}: {(result.stdout or result.stderr).splitlines()[-1]}")
             found += result.returncode != 0
     return found

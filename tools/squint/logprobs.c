@@ -112,9 +112,10 @@ logprobs_writer *logprobs_create(const char *path, uint32_t n_vocab, uint32_t ct
 void logprobs_put(logprobs_writer *w, const logprobs *p)
 {
     const double high = (double)p->log_p[p->top];
-    double range = 0;
+    float least = p->log_p[p->top];
     for (uint32_t i = 0; i < w->n_vocab; i++)
-        range = fmax(range, high - (double)p->log_p[i]);
+        if (p->log_p[i] < least) least = p->log_p[i];
+    const double range = high - (double)least;
     const double step = fmin(range, RANGE) / STEPS;
     put_u32(w->row, p->token);
     put_u32(w->row + 4, p->top);
