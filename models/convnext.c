@@ -88,11 +88,6 @@ static squint_err load_stage(squint_model *m, const sq_convnext *net, uint32_t i
     return SQUINT_OK;
 }
 
-static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
-{
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
-}
-
 static squint_err read_shape(squint_model *m, sq_convnext *net, squint_msg *msg)
 {
     static const char dims_key[] = "squint.vision.slow.dims", depths_key[] = "squint.vision.slow.depths";
@@ -107,8 +102,10 @@ static squint_err read_shape(squint_model *m, sq_convnext *net, squint_msg *msg)
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
         /* A stage's map lies where the one before it lay, from its start: it must stay behind what is still read. */
         if (!dims[i] || dims[i] > most)
-            return bad_key(m, dims_key, dims[i], "from 1 to 16384, and at most 4 times the stage before", msg);
-        if (!depths[i] || depths[i] > MAX_DEPTH) return bad_key(m, depths_key, depths[i], "from 1 to 256", msg);
+            return sq_vision_bad_key(m, dims_key, dims[i], "from 1 to 16384, and at most 4 times the stage before",
+                                     msg);
+        if (!depths[i] || depths[i] > MAX_DEPTH)
+            return sq_vision_bad_key(m, depths_key, depths[i], "from 1 to 256", msg);
         most = DOWN * DOWN * dims[i] < SQ_MAX_K / WIDER ? DOWN * DOWN * dims[i] : SQ_MAX_K / WIDER;
         net->stages[i].channels = dims[i];
         net->stages[i].depth = depths[i];
@@ -123,7 +120,7 @@ squint_err sq_convnext_load(squint_model *m, uint32_t side, sq_convnext *net, sq
     net->side = side;
     net->band_places = BAND_PLACES;
     if (!side || side > MAX_SIDE || side % SQ_SLOW_STRIDE)
-        return bad_key(m, "squint.vision.input_size", side, "a multiple of 32 up to 4096", msg);
+        return sq_vision_bad_key(m, "squint.vision.input_size", side, "a multiple of 32 up to 4096", msg);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
         net->stages[i].side = side / STEM >> i;
         if ((err = load_stage(m, net, i, &net->stages[i], msg))) return err;

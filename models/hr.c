@@ -12,11 +12,6 @@
 
 /* ---- loading ---- */
 
-static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
-{
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
-}
-
 static squint_err read_groups(squint_model *m, const sq_vit *vit, sq_hr *hr, squint_msg *msg)
 {
     static const char key[] = "squint.vision.slow.groups";
@@ -25,10 +20,10 @@ static squint_err read_groups(squint_model *m, const sq_vit *vit, sq_hr *hr, squ
     if (err) return err;
     for (uint32_t g = 0; g < SQ_HR_GROUPS; g++) {
         if (!groups[g] || groups[g] > vit->n_layers - end)
-            return bad_key(m, key, groups[g], "from 1 on, all four together squint.vision.layers_run", msg);
+            return sq_vision_bad_key(m, key, groups[g], "from 1 on, all four together squint.vision.layers_run", msg);
         hr->ends[g] = end += groups[g];
     }
-    if (end != vit->n_layers) return bad_key(m, key, end, "in all squint.vision.layers_run", msg);
+    if (end != vit->n_layers) return sq_vision_bad_key(m, key, end, "in all squint.vision.layers_run", msg);
     return SQUINT_OK;
 }
 

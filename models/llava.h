@@ -393,6 +393,8 @@ squint_err sq_mod_layer_run(const sq_pass *p, uint32_t layer, squint_msg *msg);
 void sq_mod_settle(const sq_pass *p, uint32_t first_row);
 
 /* models/parts.c */
+/** Fails: a key of tower or projector is not `need`, "from 1 to 4". */
+squint_err sq_vision_bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg);
 /** NAME.weight and NAME.bias. */
 squint_err sq_load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out,
                           squint_msg *msg);

@@ -25,18 +25,13 @@ static const float MINE_EPS = 1e-5f; /* PyTorch's default */
 
 /* ---- loading ---- */
 
-static squint_err no_memory(const squint_model *m, const char *name, squint_msg *msg)
-{
-    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_vision_path(m), name);
-}
-
 /* W_k^T with the norm's weights in its rows, and what W_k adds to every key: W_k b_k + c_k. */
 static squint_err fold_keys(squint_model *m, const sq_affine *norm, const sq_linear *k, sq_mgm *mgm, squint_msg *msg)
 {
     const uint32_t d = k->w.n, d_aux = k->w.k;
     float *const keys = sq_model_take(m, (size_t)d_aux * d, sizeof *keys);
     float *const offset = sq_model_take(m, d, sizeof *offset), *const row = sq_model_take(m, d_aux, sizeof *row);
-    if (!keys || !offset || !row) return no_memory(m, "mm.uni.k.proj.weight", msg);
+    if (!keys || !offset || !row) return sq_tensor_no_memory(m, "mm.uni.k.proj.weight", msg);
     for (uint32_t i = 0; i < d; i++) {
         double sum = (double)k->bias[i];
         sq_mat_row(&k->w, i, row);
@@ -64,7 +59,7 @@ static squint_err load_mining(squint_model *m, uint32_t d, uint32_t d_aux, sq_mg
     if ((err = sq_load_linear(m, "mm.uni.v.proj", d, d_aux, &mgm->v, msg))) return err;
     if ((err = fold_keys(m, &k_norm, &k, mgm, msg))) return err;
     float *const ones = sq_model_take(m, d_aux, sizeof *ones), *const zeros = sq_model_take(m, d_aux, sizeof *zeros);
-    if (!ones || !zeros) return no_memory(m, "mm.uni.k.norm.weight", msg);
+    if (!ones || !zeros) return sq_tensor_no_memory(m, "mm.uni.k.norm.weight", msg);
     for (uint32_t c = 0; c < d_aux; c++)
         ones[c] = 1.0f;
     mgm->plain = (sq_affine){ones, zeros};

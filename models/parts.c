@@ -7,6 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
+squint_err sq_vision_bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
+{
+    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
+}
+
 squint_err sq_load_affine(squint_model *m, const char *name, uint32_t d, bool required, sq_affine *out, squint_msg *msg)
 {
     char tensor[64];
@@ -28,11 +33,6 @@ squint_err sq_load_linear(squint_model *m, const char *name, uint32_t n, uint32_
 }
 
 /* ---- convolutions ---- */
-
-static squint_err no_memory(const squint_model *m, const char *tensor, squint_msg *msg)
-{
-    return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path_of(m->file, tensor), tensor);
-}
 
 /* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in], in place unless src lies in the file: F16 has been
  * expanded to memory of the model's. NULL: no memory. */
@@ -69,7 +69,7 @@ squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
                        sq_gguf_path_of(m->file, tensor), tensor);
     conv->w.f32 = reorder_conv(m, tensor, conv->w.f32, out, conv->in, taps);
-    if (!conv->w.f32) return no_memory(m, tensor, msg);
+    if (!conv->w.f32) return sq_tensor_no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
 }
@@ -82,7 +82,7 @@ squint_err sq_load_depthwise(squint_model *m, const char *name, uint32_t channel
     const squint_err err = sq_load_vec(m, tensor, (size_t)SQ_DEPTHWISE_TAPS * channels, true, &src, msg);
     if (err) return err;
     out->weight = reorder_conv(m, tensor, src, 1, channels, SQ_DEPTHWISE_TAPS);
-    if (!out->weight) return no_memory(m, tensor, msg);
+    if (!out->weight) return sq_tensor_no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, channels, true, &out->bias, msg);
 }

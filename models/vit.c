@@ -19,23 +19,19 @@ typedef struct vit_keys {
     bool use_gelu, post_ln;
 } vit_keys;
 
-static squint_err bad_key(const squint_model *m, const char *key, uint32_t value, const char *need, squint_msg *msg)
-{
-    return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key %s: %u is not %s", sq_vision_path(m), key, value, need);
-}
-
 static squint_err read_stem(squint_model *m, sq_vit *vit, vit_keys *keys, squint_msg *msg)
 {
     static const char name[] = "squint.vision.stem.strides";
     const sq_gguf_kv *const kv = sq_gguf_find_key(m->file, name);
     keys->stem_stride = 1;
     if (!kv) return SQUINT_OK;
-    if (kv->count > SQ_MAX_STEM) return bad_key(m, name, (uint32_t)kv->count, "at most 4 strides", msg);
+    if (kv->count > SQ_MAX_STEM) return sq_vision_bad_key(m, name, (uint32_t)kv->count, "at most 4 strides", msg);
     vit->n_stem = (uint32_t)kv->count;
     const squint_err err = sq_gguf_get_u32s(m->file, name, true, keys->strides, vit->n_stem, msg);
     if (err) return err;
     for (uint32_t i = 0; i < vit->n_stem; i++) {
-        if (keys->strides[i] < 1 || keys->strides[i] > 4) return bad_key(m, name, keys->strides[i], "from 1 to 4", msg);
+        if (keys->strides[i] < 1 || keys->strides[i] > 4)
+            return sq_vision_bad_key(m, name, keys->strides[i], "from 1 to 4", msg);
         keys->stem_stride *= keys->strides[i];
     }
     return SQUINT_OK;
@@ -90,21 +86,21 @@ static squint_err read_sizes(squint_model *m, sq_vit *vit, vit_keys *keys, squin
 static squint_err check_sizes(const squint_model *m, const sq_vit *vit, const vit_keys *keys, squint_msg *msg)
 {
     if (keys->image < 1 || keys->image > MAX_SIDE)
-        return bad_key(m, "clip.vision.image_size", keys->image, "from 1 to 4096", msg);
+        return sq_vision_bad_key(m, "clip.vision.image_size", keys->image, "from 1 to 4096", msg);
     if (keys->patch < 1 || keys->patch > keys->image || keys->image % keys->patch)
-        return bad_key(m, "clip.vision.patch_size", keys->patch, "a divisor of clip.vision.image_size", msg);
+        return sq_vision_bad_key(m, "clip.vision.patch_size", keys->patch, "a divisor of clip.vision.image_size", msg);
     if (keys->patch % keys->stem_stride)
-        return bad_key(m, "squint.vision.stem.strides", keys->stem_stride,
-                       "a product that divides clip.vision.patch_size", msg);
+        return sq_vision_bad_key(m, "squint.vision.stem.strides", keys->stem_stride,
+                                 "a product that divides clip.vision.patch_size", msg);
     if (vit->d < 1 || vit->d > SQ_MAX_K)
-        return bad_key(m, "clip.vision.embedding_length", vit->d, "from 1 to 65536", msg);
+        return sq_vision_bad_key(m, "clip.vision.embedding_length", vit->d, "from 1 to 65536", msg);
     if (vit->f < 1 || vit->f > SQ_MAX_K)
-        return bad_key(m, "clip.vision.feed_forward_length", vit->f, "from 1 to 65536", msg);
+        return sq_vision_bad_key(m, "clip.vision.feed_forward_length", vit->f, "from 1 to 65536", msg);
     if (vit->n_heads < 1 || vit->d % vit->n_heads || vit->d / vit->n_heads > 256)
-        return bad_key(m, "clip.vision.attention.head_count", vit->n_heads,
-                       "a divisor of clip.vision.embedding_length with heads of at most 256", msg);
+        return sq_vision_bad_key(m, "clip.vision.attention.head_count", vit->n_heads,
+                                 "a divisor of clip.vision.embedding_length with heads of at most 256", msg);
     if (keys->layers_run < 1 || keys->layers_run > MAX_LAYERS)
-        return bad_key(m, "squint.vision.layers_run", keys->layers_run, "from 1 to 512", msg);
+        return sq_vision_bad_key(m, "squint.vision.layers_run", keys->layers_run, "from 1 to 512", msg);
     if (!(vit->eps > 0 && vit->eps < 1))
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: key clip.vision.attention.layer_norm_epsilon is not from 0 to 1",
                        sq_vision_path(m));
@@ -140,7 +136,7 @@ static squint_err load_convs(squint_model *m, sq_vit *vit, const vit_keys *keys,
         if ((err = sq_load_conv(m, name, out, conv, msg))) return err;
     }
     const uint32_t kernel = keys->patch / keys->stem_stride;
-    if (side < kernel) return bad_key(m, "clip.vision.patch_size", keys->patch, "within the image", msg);
+    if (side < kernel) return sq_vision_bad_key(m, "clip.vision.patch_size", keys->patch, "within the image", msg);
     vit->patch = (sq_conv){.in = channels, .kernel = kernel, .stride = kernel, .side = (side - kernel) / kernel + 1};
     return sq_load_conv(m, "v.patch_embd", vit->d, &vit->patch, msg);
 }
@@ -199,7 +195,7 @@ static squint_err read_image_rule(squint_model *m, uint32_t size, squint_msg *ms
         if (!(rule->std[c] > 0) || !isfinite(rule->mean[c]) || !isfinite(rule->std[c]))
             return sq_fail(msg, SQUINT_ERR_FORMAT,
                            "%s: key clip.vision.image_std or image_mean is not positive and finite", sq_vision_path(m));
-        if (color[c] > 255) return bad_key(m, "squint.vision.pad_color", color[c], "from 0 to 255", msg);
+        if (color[c] > 255) return sq_vision_bad_key(m, "squint.vision.pad_color", color[c], "from 0 to 255", msg);
         rule->pad_color[c] = (uint8_t)color[c];
     }
     return SQUINT_OK;

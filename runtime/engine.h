@@ -47,6 +47,8 @@ void *sq_model_take(squint_model *m, size_t n, size_t size);
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
 /** Reads a tensor of exactly n weights, of any type but panels, as floats; a missing one fails when required, else *out is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
+/** Fails for want of memory, with the file and the tensor. */
+squint_err sq_tensor_no_memory(const squint_model *m, const char *name, squint_msg *msg);
 
 enum { SQ_MAX_LAYERS = 512, SQ_MAX_GRIDS = 17 };
 

@@ -1,6 +1,6 @@
 /*
- * The two files that llama.cpp makes of a model that sees: the language model, and an "mmproj" with tower and
- * projector. SPDX-License-Identifier: MIT
+ * The two files that llama.cpp makes of a model that sees: the language model, and an "mmproj" with tower and projector.
+ * SPDX-License-Identifier: MIT
  */
 #include "runtime/gguf.h"
 

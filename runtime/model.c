@@ -208,7 +208,7 @@ void squint_model_close(squint_model **model)
 
 /* ---- weights ---- */
 
-static squint_err no_memory(const squint_model *m, const char *name, squint_msg *msg)
+squint_err sq_tensor_no_memory(const squint_model *m, const char *name, squint_msg *msg)
 {
     return sq_fail(msg, SQUINT_ERR_NOMEM, "%s: no memory for tensor %s", sq_gguf_path_of(m->file, name), name);
 }
@@ -265,7 +265,7 @@ static squint_err load_panels(squint_model *m, const sq_gguf_tensor *t, const ch
     if (is_aligned(out->panels.data, SQ_PANEL_ALIGN)) return SQUINT_OK;
     const size_t bytes = sq_panels_bytes(&out->panels);
     uint8_t *const copy = sq_model_take(m, bytes, 1);
-    if (!copy) return no_memory(m, name, msg);
+    if (!copy) return sq_tensor_no_memory(m, name, msg);
     out->panels.data = memcpy(copy, out->panels.data, bytes);
     return SQUINT_OK;
 }
@@ -380,7 +380,7 @@ static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const 
     repack job = {.t = t, .row_bytes = t->bytes / out->n, .w = {NULL, out->n, out->k, type, SQ_BLOCK}};
     job.out = take(m, sq_panels_bytes(&job.w), 1, false);
     job.blocks = even_blocks(m, t);
-    if (!job.out || !job.blocks) return no_memory(m, name, msg);
+    if (!job.out || !job.blocks) return sq_tensor_no_memory(m, name, msg);
     run_repack(m, &job);
     if (job.unfit)
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: holds NaN, infinity or weights past 8e6",
@@ -408,7 +408,7 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
                        sq_gguf_path_of(m->file, name), name, t->file_pos, sq_tensor_type_name(t->type));
     if (!sq_tensor_is_floats(t->type)) return repack_blocks(m, t, name, out, msg);
     out->f32 = floats(m, t, (size_t)n * k);
-    return out->f32 ? SQUINT_OK : no_memory(m, name, msg);
+    return out->f32 ? SQUINT_OK : sq_tensor_no_memory(m, name, msg);
 }
 
 /* Cannot overflow: the tensor's bytes are in the file, and no type has as many as two weights a byte. */
@@ -426,7 +426,7 @@ squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool require
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s at byte %zu: %llu elements where %zu are needed",
                        sq_gguf_path_of(m->file, name), name, t->file_pos, (unsigned long long)elements(t), n);
     *out = floats(m, t, n);
-    return *out ? SQUINT_OK : no_memory(m, name, msg);
+    return *out ? SQUINT_OK : sq_tensor_no_memory(m, name, msg);
 }
 
 void sq_mat_row(const sq_mat *m, uint32_t row, float *out)

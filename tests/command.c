@@ -2,11 +2,15 @@
 #include "tests/command.h"
 
 #include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 /* The machine fails, not the command. */
 static _Noreturn void give_up(const char *what)
@@ -99,6 +103,14 @@ pid_t start_squint(const char *const *args, int *to_stdin, int *from_stdout)
     *to_stdin = in[1];
     *from_stdout = out[0];
     return pid;
+}
+
+void check_refused(int status, const char *said, command_result r)
+{
+    if (r.status != status || !strstr(r.err, said) || count_lines(r.err) != 1)
+        fail_msg("exit %d, not %d; it said: %s", r.status, status, r.err);
+    assert_string_equal(r.out, "");
+    command_result_free(&r);
 }
 
 size_t count_lines(const char *text)

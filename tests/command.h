@@ -21,6 +21,8 @@ command_result run_squint(const char *input, const char *const *args);
 /** The same with standard output going to this file. */
 command_result run_squint_to(const char *output, const char *const *args);
 void command_result_free(command_result *r);
+/** It said nothing but one line, with `said` in it, and ended with this status; fails the test otherwise. Frees it. */
+void check_refused(int status, const char *said, command_result r);
 
 /** Starts it with both ends of standard input and output in the caller's hands. */
 pid_t start_squint(const char *const *args, int *to_stdin, int *from_stdout);

@@ -119,14 +119,6 @@ static void quantised_pair(void **state)
     unlink(of_merged);
 }
 
-static void assert_refused(int status, const char *said, command_result r)
-{
-    if (r.status != status || !strstr(r.err, said) || count_lines(r.err) != 1)
-        fail_msg("exit %d, not %d; it said: %s", r.status, status, r.err);
-    assert_string_equal(r.out, "");
-    command_result_free(&r);
-}
-
 /* Neither half, under any name, and no file where something failed. */
 static void nothing_is_destroyed(void **state)
 {
@@ -137,17 +129,17 @@ static void nothing_is_destroyed(void **state)
     snprintf(link_path, sizeof link_path, "%s", temp_path("-link.gguf"));
     snprintf(out, sizeof out, "%s", temp_path("-out.gguf"));
     assert_int_equal(symlink(vision, link_path), 0);
-    assert_refused(2, "would be overwritten", RUN("merge", model, vision, model));
-    assert_refused(2, "would be overwritten", RUN("merge", model, vision, vision));
-    assert_refused(2, "would be overwritten", RUN("merge", model, vision, link_path));
-    assert_refused(2, "would be overwritten", RUN("quantize", "-t", "q8", "--mmproj", vision, model, link_path));
-    assert_refused(2, "would be overwritten",
-                   RUN("caption", "-q", "-m", model, "--mmproj", vision, "--trace", link_path, picture));
-    assert_refused(2, "the other way round", RUN("merge", vision, model, out));
-    assert_refused(2, "where \"clip\" is needed", RUN("merge", model, whole, out));
-    assert_refused(2, "has a tower of its own", RUN("merge", whole, vision, out));
-    assert_refused(2, "name the model", RUN("merge", model, vision));
-    assert_refused(1, "no vision tower", RUN("caption", "-q", "-m", model, picture));
+    check_refused(2, "would be overwritten", RUN("merge", model, vision, model));
+    check_refused(2, "would be overwritten", RUN("merge", model, vision, vision));
+    check_refused(2, "would be overwritten", RUN("merge", model, vision, link_path));
+    check_refused(2, "would be overwritten", RUN("quantize", "-t", "q8", "--mmproj", vision, model, link_path));
+    check_refused(2, "would be overwritten",
+                  RUN("caption", "-q", "-m", model, "--mmproj", vision, "--trace", link_path, picture));
+    check_refused(2, "the other way round", RUN("merge", vision, model, out));
+    check_refused(2, "where \"clip\" is needed", RUN("merge", model, whole, out));
+    check_refused(2, "has a tower of its own", RUN("merge", whole, vision, out));
+    check_refused(2, "name the model", RUN("merge", model, vision));
+    check_refused(1, "no vision tower", RUN("caption", "-q", "-m", model, picture));
     assert_int_equal(access(out, F_OK), -1);
     size_t size;
     uint8_t *const model_after = bytes_of(model, &size);

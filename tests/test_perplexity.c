@@ -198,43 +198,35 @@ static void captions_are_those_of_eval(void **state)
 
 /* ---- Refusals -------------------------------------------------------------------------------- */
 
-static void assert_refused(int status, const char *said, command_result r)
-{
-    if (r.status != status || !strstr(r.err, said) || count_lines(r.err) != 1)
-        fail_msg("exit %d, not %d; it said: %s", r.status, status, r.err);
-    assert_string_equal(r.out, "");
-    command_result_free(&r);
-}
-
 static void what_cannot_be(void **state)
 {
     (void)state;
     char link_path[256];
     snprintf(link_path, sizeof link_path, "%s", temp_path(".link"));
     assert_int_equal(symlink(saved, link_path), 0);
-    assert_refused(2, "name one file of text", RUN("perplexity", "-m", model));
-    assert_refused(2, "name one file of text", RUN("perplexity", "-m", model, text, text));
-    assert_refused(2, "the captions are the text", RUN("perplexity", "-m", model, "-d", text, text));
-    assert_refused(2, "not both", RUN("perplexity", "-m", model, "-d", text, "--picture", text));
-    assert_refused(2, "not both", RUN("perplexity", "-m", model, "--against", saved, "--versus", other, text));
-    assert_refused(2, "at least 4", RUN("perplexity", "-m", model, "-c", "3", text));
-    assert_refused(1, "the model's context is 128", RUN("perplexity", "-m", model, "-c", "129", text));
-    assert_refused(2, "631 tokens, which is less than", RUN("perplexity", "-m", model, "-c", "632", text));
-    assert_refused(1, "No such file", RUN("perplexity", "-m", model, "/no/such/text"));
-    assert_refused(1, "/tmp: ", RUN("perplexity", "-m", model, "/tmp"));
-    assert_refused(2, "would be overwritten", RUN("perplexity", "-m", model, "--save-logits", model, text));
-    assert_refused(2, "would be overwritten", RUN("perplexity", "-m", model, "--save-logits", text, text));
-    assert_refused(2, "would be overwritten",
-                   RUN("perplexity", "-m", model, "--against", saved, "--save-logits", link_path, text));
-    assert_refused(2, "would be overwritten",
-                   RUN("perplexity", "-m", model, "--versus", other, "--save-logits", other, text));
-    assert_refused(1, "not a regular file", RUN("perplexity", "-m", model, "--save-logits", "/dev/null", text));
-    assert_refused(1, "No such file", RUN("perplexity", "-m", model, "--save-logits", "/no/such/folder/x", text));
-    assert_refused(1, "another --ctx", RUN("perplexity", "-m", model, "-c", "32", "--against", saved, text));
-    assert_refused(1, "another number of rows",
-                   RUN("perplexity", "-m", model, "-c", "64", "--chunks", "3", "--against", saved, text));
-    assert_refused(1, "--save-logits wrote", RUN("perplexity", "-m", model, "-c", "64", "--against", text, text));
-    assert_refused(1, "--save-logits wrote", RUN("perplexity", "-m", model, "-c", "64", "--against", "/tmp", text));
+    check_refused(2, "name one file of text", RUN("perplexity", "-m", model));
+    check_refused(2, "name one file of text", RUN("perplexity", "-m", model, text, text));
+    check_refused(2, "the captions are the text", RUN("perplexity", "-m", model, "-d", text, text));
+    check_refused(2, "not both", RUN("perplexity", "-m", model, "-d", text, "--picture", text));
+    check_refused(2, "not both", RUN("perplexity", "-m", model, "--against", saved, "--versus", other, text));
+    check_refused(2, "at least 4", RUN("perplexity", "-m", model, "-c", "3", text));
+    check_refused(1, "the model's context is 128", RUN("perplexity", "-m", model, "-c", "129", text));
+    check_refused(2, "631 tokens, which is less than", RUN("perplexity", "-m", model, "-c", "632", text));
+    check_refused(1, "No such file", RUN("perplexity", "-m", model, "/no/such/text"));
+    check_refused(1, "/tmp: ", RUN("perplexity", "-m", model, "/tmp"));
+    check_refused(2, "would be overwritten", RUN("perplexity", "-m", model, "--save-logits", model, text));
+    check_refused(2, "would be overwritten", RUN("perplexity", "-m", model, "--save-logits", text, text));
+    check_refused(2, "would be overwritten",
+                  RUN("perplexity", "-m", model, "--against", saved, "--save-logits", link_path, text));
+    check_refused(2, "would be overwritten",
+                  RUN("perplexity", "-m", model, "--versus", other, "--save-logits", other, text));
+    check_refused(1, "not a regular file", RUN("perplexity", "-m", model, "--save-logits", "/dev/null", text));
+    check_refused(1, "No such file", RUN("perplexity", "-m", model, "--save-logits", "/no/such/folder/x", text));
+    check_refused(1, "another --ctx", RUN("perplexity", "-m", model, "-c", "32", "--against", saved, text));
+    check_refused(1, "another number of rows",
+                  RUN("perplexity", "-m", model, "-c", "64", "--chunks", "3", "--against", saved, text));
+    check_refused(1, "--save-logits wrote", RUN("perplexity", "-m", model, "-c", "64", "--against", text, text));
+    check_refused(1, "--save-logits wrote", RUN("perplexity", "-m", model, "-c", "64", "--against", "/tmp", text));
     unlink(link_path);
 }
 
@@ -252,8 +244,8 @@ static void another_text(void **state)
     FILE *const f = fopen(path, "wb");
     assert_int_equal(fwrite(words, 1, size, f), size);
     fclose(f);
-    assert_refused(1, "is of another token",
-                   RUN("perplexity", "-m", model, "-c", "64", "--against", saved, "--save-logits", from, path));
+    check_refused(1, "is of another token",
+                  RUN("perplexity", "-m", model, "-c", "64", "--against", saved, "--save-logits", from, path));
     assert_int_equal(access(from, F_OK), -1); /* what failed leaves no file */
     unlink(path);
     free(words);
@@ -317,12 +309,12 @@ static void damaged_files(void **state)
         uint8_t kept[4];
         memcpy(kept, bytes + cases[i].at, cases[i].n);
         memcpy(bytes + cases[i].at, cases[i].bytes, cases[i].n);
-        assert_refused(1, cases[i].said, against(path, bytes, size));
+        check_refused(1, cases[i].said, against(path, bytes, size));
         memcpy(bytes + cases[i].at, kept, cases[i].n);
     }
     for (size_t i = 0; i < VOCAB; i++) /* everything as likely as the likeliest */
         memcpy(bytes + HEADER + ROW_HEAD + 2 * i, &low, sizeof low);
-    assert_refused(1, "do not add up to 1", against(path, bytes, size));
+    check_refused(1, "do not add up to 1", against(path, bytes, size));
     unlink(path);
     free(bytes);
 }
@@ -335,7 +327,7 @@ static void truncated_files(void **state)
     const char *const path = temp_path("-bad.lp");
     const size_t lengths[] = {0, 3, HEADER - 1, HEADER, HEADER + 1, HEADER + ROW, size / 2, size - ROW, size - 1};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
-        assert_refused(1, path, against(path, bytes, lengths[i]));
+        check_refused(1, path, against(path, bytes, lengths[i]));
     unlink(path);
     free(bytes);
 }
