@@ -172,14 +172,14 @@ static bool shrinks(const sq_llava_state *state)
     return state->tile_tokens.w != state->kept_map.columns || state->tile_tokens.h != state->kept_map.rows;
 }
 
-static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
-    sq_vit_plan(s, net, state, arena);
-    state->from = sq_take(arena, net->vit.n_patches, sizeof *state->from);
-    state->to = sq_take(arena, net->vit.n_patches, sizeof *state->to);
+    sq_vit_plan(s, net, state, memory);
+    state->from = sq_take(sq_beside(memory), net->vit.n_patches, sizeof *state->from);
+    state->to = sq_take(sq_beside(memory), net->vit.n_patches, sizeof *state->to);
     if (!net->anyres.max_num_patches) return;
     const size_t patches = (size_t)most_tiles(s->model) * net->vit.n_patches;
-    state->tile_map = sq_take(arena, patches, net->decoder.d * sizeof(float));
+    state->tile_map = sq_take_unset(&memory->device, patches, net->decoder.d * sizeof(float));
 }
 
 /* Of a picture that is all length nothing may be kept, or nothing but the ends of rows. */

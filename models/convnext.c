@@ -178,8 +178,9 @@ size_t sq_convnext_map_floats(const sq_convnext *net, uint32_t stage)
     return (size_t)s->side * s->side * s->channels;
 }
 
-void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_arena *arena)
+void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     size_t rows = 0, hidden = 0, saved = 0;
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
         const sq_convnext_stage *const s = &net->stages[i];
@@ -328,7 +329,7 @@ squint_err sq_convnext_forward(squint_session *s, const sq_convnext *net, const 
             const squint_err err = sq_vision_step(s, msg);
             if (err) return err;
         }
-        sq_trace(s, SQ_TRACE_SLOW, (int)i, b.map, stage->side * stage->side, stage->channels);
+        sq_trace_floats(s, SQ_TRACE_SLOW, (int)i, b.map, stage->side * stage->side, stage->channels);
     }
     return SQUINT_OK;
 }

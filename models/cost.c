@@ -28,13 +28,26 @@ typedef struct measuring {
 } measuring;
 
 /* No particular values: of ordinary size, and no two rows alike. */
-static void fill(float *x, size_t n)
+static void fill(sq_compute *c, float *x /* @device */, size_t n)
 {
+    enum { PART = 1024 };
+    float part[PART];
     uint32_t state = 1;
-    for (size_t i = 0; i < n; i++) {
-        state = state * 1664525u + 1013904223u;
-        x[i] = (float)(state >> 8) * 0x1p-23f - 1.0f;
+    for (size_t i = 0; i < n; i += PART) {
+        const size_t here = n - i < PART ? n - i : PART;
+        for (size_t j = 0; j < here; j++) {
+            state = state * 1664525u + 1013904223u;
+            part[j] = (float)(state >> 8) * 0x1p-23f - 1.0f;
+        }
+        sq_write(c, x + i, part, here * sizeof *part);
     }
+}
+
+/* The clock, when all is done. A failure is told by the pass that follows. */
+static double now_ms(sq_compute *c)
+{
+    (void)sq_finish(c, NULL);
+    return sq_now_ms();
 }
 
 /* The most rows that a layer has a cache for; *layer: the next that has one for `rows`, or the one that has the most.
@@ -59,10 +72,11 @@ static double time_rows(measuring *m, uint32_t rows)
     m->layer = layer + 1;
     m->p.n = rows;
     m->p.state->kv[layer].n = 0;
-    fill(m->p.state->x, (size_t)rows * m->p.net->d);
-    const double start = sq_now_ms();
+    sq_compute *const c = &m->p.s->compute;
+    fill(c, m->p.state->x, (size_t)rows * m->p.net->d);
+    const double start = now_ms(c);
     sq_decoder_layer_run(&m->p, layer, &(sq_run){.m = rows});
-    const double ms = sq_now_ms() - start;
+    const double ms = now_ms(c) - start;
     m->p.state->kv[layer].n = 0;
     return ms;
 }
@@ -75,9 +89,10 @@ static double time_pair(const measuring *m, uint32_t rows)
     const uint32_t queries = rows < keys ? rows : keys;
     sq_kv_layer past = m->p.state->kv[layer];
     past.n = keys - queries;
-    const double start = sq_now_ms();
+    sq_compute *const c = &m->p.s->compute;
+    const double start = now_ms(c);
     sq_decoder_attend(&m->p, &past, queries);
-    return (sq_now_ms() - start) / (queries * (past.n + (queries + 1) / 2.0));
+    return (now_ms(c) - start) / (queries * (past.n + (queries + 1) / 2.0));
 }
 
 static double time_logits(const measuring *m)
@@ -161,7 +176,7 @@ static squint_err correct(squint_session *s, squint_msg *msg)
     if (!ids) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a prefill's tokens");
     for (uint32_t i = 0; i < n; i++)
         ids[i] = i < n_vision ? SQ_IMAGE_TOKEN : 0;
-    fill(s->vision, (size_t)n_vision * s->model->d);
+    fill(&s->compute, s->vision, (size_t)n_vision * s->model->d);
     double ms;
     const squint_err err = time_whole(s, ids, n, &ms, msg);
     if (!err) s->cost.scale = ms / predicted;

@@ -44,14 +44,15 @@ static uint32_t next_block(uint32_t block, uint32_t left) { return left <= block
 
 /* ---- planning ---- */
 
-static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+static void plan_kv(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory)
 {
+    sq_arena *const host = &memory->host, *const arena = &memory->device;
     for (uint32_t l = 0; l < net->n_layers; l++) {
         const uint32_t capacity = sq_mod_capacity(s, net, l);
         uint8_t *const k = sq_take_unset(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
         uint8_t *const v = sq_take_unset(arena, capacity, net->n_kv_heads * sq_llava_kv_bytes(s));
-        uint32_t *const at = sq_take(arena, capacity, sizeof *at);
-        if (arena->base && !arena->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .at = at, .capacity = capacity};
+        uint32_t *const at = sq_take(host, capacity, sizeof *at);
+        if (host->base && !host->full) state->kv[l] = (sq_kv_layer){.k = k, .v = v, .at = at, .capacity = capacity};
     }
 }
 
@@ -69,11 +70,24 @@ static void fill_rope(float *rope, uint32_t n_positions, const sq_decoder *net)
     }
 }
 
-void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory)
 {
-    state->rope = sq_take_unset(arena, s->limits.max_tokens, net->head_dim * sizeof(float));
-    if (state->rope) fill_rope(state->rope, s->limits.max_tokens, net);
-    state->kv = sq_take(arena, net->n_layers, sizeof *state->kv);
+    state->rope = sq_take_unset(&memory->device, s->limits.max_tokens, net->head_dim * sizeof(float));
+    state->kv = sq_take(&memory->host, net->n_layers, sizeof *state->kv);
+}
+
+squint_err sq_decoder_prepare(squint_session *s, squint_msg *msg)
+{
+    const sq_decoder *const net = &sq_llava_of(s)->decoder;
+    float *const rope = sq_llava_state_of(s)->rope;
+    const size_t bytes = (size_t)s->limits.max_tokens * net->head_dim * sizeof *rope;
+    float *const table = s->compute.ops ? sq_alloc(&s->alloc, bytes) : rope;
+    if (!table) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for %u positions", s->limits.max_tokens);
+    fill_rope(table, s->limits.max_tokens, net);
+    if (table == rope) return SQUINT_OK;
+    sq_write(&s->compute, rope, table, bytes);
+    sq_free(&s->alloc, table, bytes);
+    return sq_finish(&s->compute, msg);
 }
 
 /* The MLP begins when attention is done: they share memory. */
@@ -88,71 +102,41 @@ static void plan_block(const sq_decoder *net, sq_llava_state *state, sq_arena *a
     if (arena->used < attention_end) arena->used = attention_end;
 }
 
-void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena)
+void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory)
 {
-    const sq_limits *const limits = &s->limits;
-    const size_t rows = limits->max_rows, targets = sq_max_targets(limits, net);
-    plan_kv(s, net, state, arena);
-    state->x = sq_take_unset(arena, rows, net->d * sizeof(float));
-    plan_block(net, state, arena, sq_decoder_block_rows(limits->max_rows));
-    state->targets = sq_take(arena, targets, sizeof(uint32_t));
-    state->keys = sq_take(arena, targets, sizeof(int32_t));
-    state->ranks = sq_take(arena, targets, sizeof(float));
-    state->chosen = sq_take(arena, targets, sizeof(uint32_t));
-    state->scores = sq_take(arena, targets, sizeof(float));
-    state->weights = sq_take(arena, targets, sizeof(float));
-    state->lag = sq_take(arena, targets, sizeof(sq_lag));
-    state->listed = sq_take(arena, targets, sizeof(uint32_t));
-    state->kept = sq_take(arena, rows, sizeof(uint32_t));
-    state->kept_weight = sq_take(arena, rows, sizeof(float));
+    const uint32_t rows = s->limits.max_rows;
+    plan_kv(s, net, state, memory);
+    state->x = sq_take_unset(&memory->device, rows, net->d * sizeof(float));
+    plan_block(net, state, &memory->device, sq_decoder_block_rows(rows));
+    sq_mod_plan(s, net, state, memory);
 }
 
 /* ---- one layer ---- */
 
-/* Rotates queries and keys of the run's rows to their positions, and puts keys and values into the cache. */
-typedef struct kv_job {
-    const sq_pass *p;
-    sq_kv_layer *kv;
-    const sq_run *run;
-} kv_job;
-
-static void store_head(const squint_session *s, const float *src, uint8_t *heads, size_t entry, uint32_t head_dim)
+/* Keys and values of a run's rows become entries of the layer's cache. */
+static void store_kv(const sq_pass *p, const sq_kv_layer *kv, const sq_run *run)
 {
-    void *const dst = heads + entry * sq_llava_kv_bytes(s);
-    switch (s->limits.kv) {
-    case SQ_KV_F32:
-        memcpy(dst, src, head_dim * sizeof(float));
-        break;
-    case SQ_KV_F16:
-        s->model->kernels->to_f16(src, dst, head_dim);
-        break;
-    case SQ_KV_Q8:
-        s->model->kernels->to_q8(src, dst, head_dim);
-        break;
-    }
-}
-
-static void rotate_and_store(void *ctx, unsigned i, unsigned worker)
-{
-    (void)worker;
-    const kv_job *const job = ctx;
-    const sq_pass *const p = job->p;
     const sq_decoder *const net = p->net;
-    const sq_kernels *const kernels = p->s->model->kernels;
-    const uint32_t row = job->run->rows ? job->run->rows[i] : job->run->first + i;
-    const uint32_t at = p->s->n_past + row, position = job->run->compressed ? job->kv->n + i : at;
-    const float *const rope = p->state->rope + (size_t)position * net->head_dim;
-    float *const q = p->state->qkv + (size_t)i * qkv_width(net), *const k = q + q_width(net);
-    const float *const v = k + kv_width(net);
-    job->kv->at[job->kv->n + i] = at;
-    for (uint32_t h = 0; h < net->n_heads; h++)
-        kernels->rope(q + h * net->head_dim, rope, net->head_dim, net->rope_half);
-    for (uint32_t h = 0; h < net->n_kv_heads; h++) {
-        const size_t entry = (size_t)h * job->kv->capacity + job->kv->n + i;
-        kernels->rope(k + h * net->head_dim, rope, net->head_dim, net->rope_half);
-        store_head(p->s, k + h * net->head_dim, job->kv->k, entry, net->head_dim);
-        store_head(p->s, v + h * net->head_dim, job->kv->v, entry, net->head_dim);
-    }
+    const sq_kv_store store = {.qkv = p->state->qkv,
+                               .ld = qkv_width(net),
+                               .m = run->m,
+                               .n_heads = net->n_heads,
+                               .n_kv_heads = net->n_kv_heads,
+                               .head_dim = net->head_dim,
+                               .rope_half = net->rope_half,
+                               .rope = p->state->rope,
+                               .rows = run->rows,
+                               .first = run->first,
+                               .position = run->compressed ? kv->n : p->s->n_past,
+                               .compressed = run->compressed,
+                               .k = kv->k,
+                               .v = kv->v,
+                               .kv_type = p->s->limits.kv,
+                               .n = kv->n,
+                               .capacity = kv->capacity};
+    sq_store_kv(&p->s->compute, &store);
+    for (uint32_t i = 0; i < run->m; i++)
+        kv->at[kv->n + i] = p->s->n_past + (run->host_rows ? run->host_rows[i] : run->first + i);
 }
 
 void sq_decoder_attend(const sq_pass *p, const sq_kv_layer *kv, uint32_t m)
@@ -200,9 +184,8 @@ static void attention_branch(const sq_pass *p, const sq_decoder_layer *w, sq_kv_
                                {.c = state->qkv + q_width(net) + kv_width(net), .ldc = ld}};
     sq_project(compute, &in, run->m, (const sq_mat *const[]){&w->q, &w->k, &w->v}, qkv, 3);
 
-    kv_job job = {p, kv, run};
-    sq_pool_run(compute->pool, run->m, rotate_and_store, &job);
-    sq_trace(p->s, SQ_TRACE_QKV, (int)(w - net->layers), state->qkv, run->m, (uint32_t)ld);
+    store_kv(p, kv, run);
+    sq_trace_floats(p->s, SQ_TRACE_QKV, (int)(w - net->layers), state->qkv, run->m, (uint32_t)ld);
     sq_decoder_attend(p, kv, run->m);
     kv->n += run->m;
 
@@ -248,6 +231,7 @@ static sq_run part_of(const sq_run *run, uint32_t first, uint32_t m)
     return (sq_run){.m = m,
                     .first = run->rows ? 0 : run->first + first,
                     .rows = run->rows ? run->rows + first : NULL,
+                    .host_rows = run->host_rows ? run->host_rows + first : NULL,
                     .mlp_weight = run->mlp_weight ? run->mlp_weight + first : NULL,
                     .attn_weight = run->attn_weight ? run->attn_weight + first : NULL,
                     .compressed = run->compressed};
@@ -269,20 +253,29 @@ void sq_decoder_layer_run(const sq_pass *p, uint32_t layer, const sq_run *run)
 
 /* ---- a pass ---- */
 
-static void embed(sq_pass *p)
+/* Words one after another, pictures' tokens as many at a time as there are side by side. */
+static squint_err embed(sq_pass *p, squint_msg *msg)
 {
     const uint32_t d = p->net->d;
-    const float *image = p->s->vision;
-    for (uint32_t i = 0; i < p->n; i++) {
+    const size_t bytes = d * sizeof(float);
+    squint_session *const s = p->s;
+    float *const word = s->compute.ops ? sq_alloc(&s->alloc, bytes) : NULL;
+    if (s->compute.ops && !word) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a token's embedding");
+    for (uint32_t i = 0, end; i < p->n; i = end) {
         float *const x = p->state->x + (size_t)i * d;
-        if (p->ids[i] == SQ_IMAGE_TOKEN) {
-            memcpy(x, image, d * sizeof *x);
-            image += d;
-            p->n_vision++;
-        } else {
-            sq_mat_row(&p->net->token_embd, p->ids[i], x);
+        for (end = i; end < p->n && p->ids[end] == SQ_IMAGE_TOKEN; end++) {
         }
+        if (end > i) {
+            sq_copy(&s->compute, x, s->vision + (size_t)p->n_vision * d, (end - i) * bytes);
+            p->n_vision += end - i;
+            continue;
+        }
+        sq_mat_row(&p->net->token_embd, p->ids[i], word ? word : x);
+        if (word) sq_write(&s->compute, x, word, bytes);
+        end = i + 1;
     }
+    sq_free(&s->alloc, word, bytes);
+    return SQUINT_OK;
 }
 
 void sq_decoder_logits(const sq_pass *p, uint32_t n_logits)
@@ -295,8 +288,9 @@ void sq_decoder_logits(const sq_pass *p, uint32_t n_logits)
                            .op = SQ_ROW_RMSNORM,
                            .weight = net->output_norm,
                            .eps = net->eps};
-    const sq_gemm_out out = {.c = p->s->logits, .ldc = net->n_vocab};
+    const sq_gemm_out out = {.c = p->s->device_logits, .ldc = net->n_vocab};
     sq_project(&p->s->compute, &in, n_logits, (const sq_mat *const[]){&net->output}, &out, 1);
+    sq_read(&p->s->compute, p->s->logits, p->s->device_logits, (size_t)n_logits * net->n_vocab * sizeof(float));
     sq_trace(p->s, SQ_TRACE_LOGITS, -1, p->s->logits, n_logits, net->n_vocab);
 }
 
@@ -311,15 +305,18 @@ static void run_dense(const sq_pass *p, uint32_t layer)
  * layers that follow: a pass must not depend on who is watching. */
 static squint_err trace_layer(const sq_pass *p, uint32_t layer, squint_msg *msg)
 {
+    squint_session *const s = p->s;
+    sq_llava_state *const state = p->state;
     const size_t d = p->net->d, bytes = p->n * d * sizeof(float);
-    if (!sq_traces(p->s, SQ_TRACE_LAYER)) return SQUINT_OK;
-    float *const rows = sq_alloc(&p->s->alloc, bytes);
+    if (!sq_traces(s, SQ_TRACE_LAYER)) return SQUINT_OK;
+    float *const rows = sq_alloc(&s->alloc, bytes);
     if (!rows) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory to trace %u tokens", p->n);
-    memcpy(rows, p->state->x, bytes);
+    sq_read(&s->compute, rows, state->x, bytes);
+    sq_read(&s->compute, state->lag, state->route.lag, p->n_targets * sizeof *state->lag);
     for (uint32_t i = 0; i < p->n_targets; i++)
-        p->s->model->kernels->scale(rows + p->state->targets[i] * d, p->state->lag[i].factor, d);
-    sq_trace(p->s, SQ_TRACE_LAYER, (int)layer, rows, p->n, p->net->d);
-    sq_free(&p->s->alloc, rows, bytes);
+        s->model->kernels->scale(rows + state->targets[i] * d, state->lag[i].factor, d);
+    sq_trace(s, SQ_TRACE_LAYER, (int)layer, rows, p->n, p->net->d);
+    sq_free(&s->alloc, rows, bytes);
     return SQUINT_OK;
 }
 
@@ -328,9 +325,10 @@ squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n
     const sq_decoder *const net = &sq_llava_of(s)->decoder;
     sq_pass p = {.s = s, .net = net, .state = sq_llava_state_of(s), .ids = ids, .n = n};
     const squint_stage stage = n == 1 ? SQUINT_STAGE_DECODE : SQUINT_STAGE_PREFILL;
-    embed(&p);
+    const squint_err unembedded = embed(&p, msg);
+    if (unembedded) return unembedded;
     sq_mod_begin(&p);
-    sq_trace(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
+    sq_trace_floats(s, SQ_TRACE_EMBEDDED, -1, p.state->x, n, net->d);
     for (uint32_t l = 0; l < net->n_layers; l++) {
         squint_err err = SQUINT_OK;
         s->macs_dense += sq_decoder_layer_macs(net, n, s->n_past);

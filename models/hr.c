@@ -168,26 +168,27 @@ static size_t most_map_floats(const sq_convnext *slow)
     return most;
 }
 
-static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     const size_t n = net->vit.n_patches, d = net->vit.d, slow = slow_places(net);
     const size_t d_slow = net->slow.stages[SQ_SLOW_STAGES - 1].channels, side = net->vit.side, start = arena->used;
     sq_hr_state *const hr = &state->hr;
     hr->map = sq_take_unset(arena, most_map_floats(&net->slow), sizeof(float));
-    sq_convnext_plan(&net->slow, &state->slow, arena);
+    sq_convnext_plan(&net->slow, &state->slow, memory);
     const size_t slow_end = arena->used;
 
     /* Of the slow tower's memory its last map alone outlives it. */
     sq_arena_overlay(arena,
                      start + (slow * d_slow * sizeof(float) + SQ_ARENA_ALIGN - 1) / SQ_ARENA_ALIGN * SQ_ARENA_ALIGN);
-    sq_vit_plan(s, net, state, arena);
-    hr->small = sq_take_unset(arena, 3 * side, side * sizeof(float));
+    sq_vit_plan(s, net, state, memory);
+    hr->small = sq_take_unset(sq_beside(memory), 3 * side, side * sizeof(float));
     hr->inner = sq_take_unset(arena, slow, d_slow * sizeof(float));
     hr->tokens = sq_take_unset(arena, slow, d * sizeof(float));
     hr->matched = sq_take_unset(arena, n, d * sizeof(float));
-    hr->sums = sq_take_unset(arena, 2 * d, sizeof *hr->sums);
-    hr->means = sq_take_unset(arena, 2 * d, sizeof *hr->means);
-    hr->gate = sq_take_unset(arena, 2, gate_width(&net->hr) * sizeof *hr->gate);
+    hr->sums = sq_take_unset(sq_beside(memory), 2 * d, sizeof *hr->sums);
+    hr->means = sq_take_unset(sq_beside(memory), 2 * d, sizeof *hr->means);
+    hr->gate = sq_take_unset(sq_beside(memory), 2, gate_width(&net->hr) * sizeof *hr->gate);
     if (arena->used < slow_end) arena->used = slow_end;
 }
 
@@ -317,7 +318,7 @@ void sq_hr_adapt(squint_session *s, uint32_t i)
     const float g = gate(s, a, state->vit_x, slow);
     for (size_t j = 0; j < floats; j++)
         state->vit_x[j] += g * slow[j];
-    sq_trace(s, SQ_TRACE_ADAPTER, (int)i, state->vit_x, net->vit.n_patches, net->vit.d);
+    sq_trace_floats(s, SQ_TRACE_ADAPTER, (int)i, state->vit_x, net->vit.n_patches, net->vit.d);
 }
 
 const float *sq_hr_align(squint_session *s)
@@ -332,7 +333,7 @@ const float *sq_hr_align(squint_session *s)
     sq_run_linear(s, &net->hr.out_fast, &fast, n, out, false);
     for (size_t i = 0; i < (size_t)n * d; i++)
         out[i] += slow[i];
-    sq_trace(s, SQ_TRACE_TOWER, -1, out, n, d);
+    sq_trace_floats(s, SQ_TRACE_TOWER, -1, out, n, d);
     return out;
 }
 

@@ -158,7 +158,7 @@ void sq_llava_describe(squint_model *m)
     m->n_kv_heads = net->decoder.n_kv_heads;
     m->head_dim = net->decoder.head_dim;
     m->mode = net->decoder.mode.name;
-    m->float_decoder = net->decoder.layers[0].q.f32 != NULL;
+    m->float_decoder = net->decoder.layers[0].q.f32 || m->precision == SQ_PRECISION_F32;
 }
 
 static squint_err load(squint_model *m, squint_msg *msg)
@@ -205,26 +205,28 @@ static sq_needs needs_of(const sq_llava *net)
 
 static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-static void plan(squint_session *s, sq_arena *arena)
+static void plan(squint_session *s, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     const sq_llava *const net = s->model->net;
     const sq_needs n = needs_of(net);
-    sq_llava_state planning = {0}, *state = sq_take(arena, 1, sizeof *state);
+    sq_llava_state planning = {0}, *state = sq_take(&memory->host, 1, sizeof *state);
     s->state = state;
     if (!state) state = &planning;
     *state = planning;
     const uint32_t block = sq_decoder_block_rows(s->limits.max_rows), tower = max_u32(net->vit.n_positions, n.max_m);
     const uint32_t rows = max_u32(max_u32(block, s->limits.max_logits), tower);
-    sq_compute_plan(&s->compute, arena, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
+    if (!arena->remote)
+        sq_compute_plan(&s->compute, &memory->host, s->options.threads, rows, n.max_k, n.min_group, n.any_f32);
 
-    sq_decoder_plan_lasting(s, &net->decoder, state, arena);
+    sq_decoder_plan_lasting(s, &net->decoder, state, memory);
 
     /* The towers are done when the decoder begins a sequence: what they need lies where its caches will. */
     const size_t start = arena->used;
-    sq_vision_plan(s, net, state, arena);
+    sq_vision_plan(s, net, state, memory);
     const size_t tower_end = arena->used;
     sq_arena_overlay(arena, start);
-    sq_decoder_plan(s, &net->decoder, state, arena);
+    sq_decoder_plan(s, &net->decoder, state, memory);
     if (arena->used < tower_end) arena->used = tower_end;
 }
 
@@ -288,6 +290,7 @@ const sq_family sq_family_llava = {
     .measure = sq_cost_measure,
     .predict_ms = sq_cost_predict_ms,
     .plan = plan,
+    .prepare = sq_decoder_prepare,
     .reset = reset,
     .picture = sq_vision_picture,
     .encode = sq_vision_encode,

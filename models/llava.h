@@ -225,7 +225,7 @@ typedef struct sq_front {
     /** What the products that are its own need. NULL: nothing. */
     void (*needs)(const sq_llava *net, sq_needs *needs);
     /** Buffers, sq_vit_plan()'s included, which the decoder's lie over. */
-    void (*plan)(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+    void (*plan)(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory);
     /** Runs of the towers' steps, for progress. */
     uint32_t (*steps)(const squint_session *s);
     /** s->pixels to s->n_vision rows of s->vision. */
@@ -242,13 +242,6 @@ typedef struct sq_kv_layer {
     uint32_t *at;         /* [capacity] the entries' places in the sequence, rising */
     uint32_t n, capacity; /* entries, of this layer alone */
 } sq_kv_layer;
-
-/* A routable row, while layers skip it: see models/mod_layer.c. */
-typedef struct sq_lag {
-    float factor;        /* by which the row in memory is still to be multiplied */
-    float dots[SQ_DOTS]; /* of the row in memory and layer l's router, at l % SQ_DOTS */
-    uint32_t scored;     /* for the layers before this one dots is known */
-} sq_lag;
 
 typedef struct sq_convnext_state {
     float *rows;   /* a band of a map, convolved */
@@ -279,7 +272,7 @@ typedef struct sq_mgm_state {
 
 struct sq_llava_state {
     /* decoder */
-    float *x;            /* [max_rows][d], the residual stream */
+    float *x;            /* @device [max_rows][d], the residual stream; so are the next four */
     float *qkv;          /* [block][(n_heads + 2 n_kv_heads) * head_dim] of a block of rows, see decoder.c */
     float *attn;         /* [block][n_heads * head_dim] */
     float *mlp;          /* [block][2 f]: gate, then up; shares memory with qkv and attn */
@@ -288,14 +281,11 @@ struct sq_llava_state {
     uint32_t pooled_end; /* place after the last token on which the choice of others depended: no rewinding before it */
     /* routing, of one pass; [max] is sq_max_targets() */
     uint32_t *targets;       /* [max] rows of tokens with a score, rising */
-    int32_t *keys;           /* [max] scratch of the choice */
-    float *ranks;            /* [max] scores that protected tokens cannot lose with */
-    uint32_t *chosen;        /* [max] indices into targets, rising: those that the layer runs */
-    float *scores, *weights; /* [max] */
+    uint8_t *competes;       /* [max] may this token be skipped, where others are protected? */
+    float *scores, *weights; /* [max] of a layer */
     sq_lag *lag;             /* [max] */
-    uint32_t *listed;        /* [max] indices into targets, of rows to visit */
-    uint32_t *kept;          /* [max_rows] rows that a routed layer runs, rising */
-    float *kept_weight;      /* [max_rows] */
+    sq_route_host host;
+    sq_route route; /* the same arrays @device, and those of the rows that a layer runs */
     /* tower */
     float *map[2];   /* feature maps of the stem, height x width x channels */
     float *patches;  /* rows of a convolution's input */
@@ -332,17 +322,20 @@ typedef struct sq_pass {
 /* The rows that a layer runs. */
 typedef struct sq_run {
     uint32_t m;
-    uint32_t first;          /* of m rows in a row, when they are not listed */
-    const uint32_t *rows;    /* [m] rising, or NULL */
-    const float *mlp_weight; /* [m] or NULL for 1 */
+    uint32_t first;            /* of m rows in a row, when they are not listed */
+    const uint32_t *rows;      /* @device [m] rising, or NULL */
+    const uint32_t *host_rows; /* [m] the same */
+    const float *mlp_weight;   /* @device [m] or NULL for 1 */
     const float *attn_weight;
     bool compressed; /* positions go on from the length of the layer's cache, not of the sequence */
 } sq_run;
 
 /* models/decoder.c */
 /** Tables that last as long as the session; then caches, and what one pass needs. */
-void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
-void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_arena *arena);
+void sq_decoder_plan_lasting(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory);
+void sq_decoder_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory);
+/** Fills in the lasting tables. */
+squint_err sq_decoder_prepare(squint_session *s, squint_msg *msg);
 squint_err sq_decoder_forward(squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits, squint_msg *msg);
 /** Multiply-adds of a layer over m rows with n_past entries in its cache, attention counted causally. */
 double sq_decoder_layer_macs(const sq_decoder *net, double m, double n_past);
@@ -381,6 +374,8 @@ double sq_cost_predict_ms(const squint_session *s, uint32_t n, uint32_t n_vision
 /* models/mod_layer.c */
 /** Tokens of a pass that can have a score. */
 uint32_t sq_max_targets(const sq_limits *limits, const sq_decoder *net);
+/** Buffers of a pass. */
+void sq_mod_plan(squint_session *s, const sq_decoder *net, sq_llava_state *state, sq_memory *memory);
 /** Entries that a layer's cache can come to hold. */
 uint32_t sq_mod_capacity(const squint_session *s, const sq_decoder *net, uint32_t layer);
 /** Rows that a layer runs in the first pass of a sequence, in modes that have ratios. */
@@ -417,7 +412,7 @@ squint_err sq_convnext_load(squint_model *m, uint32_t side, sq_convnext *net, sq
 void sq_convnext_needs(const sq_convnext *net, sq_needs *needs);
 size_t sq_convnext_map_floats(const sq_convnext *net, uint32_t stage);
 /** Buffers of a run, the maps excepted. */
-void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_arena *arena);
+void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_memory *memory);
 /**
  * A picture to the maps after each stage, [side][side][channels]. All maps may be one, which then has room for the
  * largest and ends as the last.
@@ -450,7 +445,7 @@ void sq_mgm_look(const sq_mgm *mgm, const sq_kernels *kernels, const float *quer
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);
 /** How many blocks of the tower in this file run, which says that it has so many. */
 squint_err sq_vit_layers_run(const sq_gguf *g, uint32_t counted, uint32_t *out, squint_msg *msg);
-void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory);
 /** One image, [3][side][side], through the tower: the next three, one after another. */
 squint_err sq_vit_forward(squint_session *s, const float *pixels, squint_msg *msg);
 /** An image to the sequence before block 0, state->vit_x. */
@@ -471,7 +466,7 @@ squint_err sq_vision_load(squint_model *m, sq_llava *net, squint_msg *msg);
 void sq_vision_describe(squint_model *m);
 /** What the front end's own products need, CLIP's and the projector's excepted. */
 void sq_vision_needs(const sq_llava *net, sq_needs *needs);
-void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena);
+void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory);
 squint_err sq_vision_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
                              squint_msg *msg);
 squint_err sq_vision_encode(squint_session *s, squint_msg *msg);
@@ -522,5 +517,8 @@ static inline void sq_trace(const squint_session *s, sq_trace_what what, int lay
 {
     if (sq_traces(s, what)) s->trace(s->trace_user, what, layer, data, rows, cols);
 }
+
+/** The same of floats @device. */
+void sq_trace_floats(squint_session *s, sq_trace_what what, int layer, const float *data, uint32_t rows, uint32_t cols);
 
 #endif

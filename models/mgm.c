@@ -125,12 +125,13 @@ static size_t scratch_floats(const sq_mgm *mgm)
     return (((size_t)mgm->m * mgm->m + 2) * mgm->keys.n + line - 1) / line * line;
 }
 
-static void plan_mining(squint_session *s, const sq_llava *net, sq_mgm_state *mgm, sq_arena *arena)
+static void plan_mining(squint_session *s, const sq_llava *net, sq_mgm_state *mgm, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     const size_t n = net->vit.n_patches;
     mgm->queries = sq_take_unset(arena, n, net->vit.d * sizeof(float));
     mgm->asked = sq_take_unset(arena, n, net->mgm.keys.n * sizeof(float));
-    mgm->scratch = sq_take_unset(arena, s->options.threads, scratch_floats(&net->mgm) * sizeof(float));
+    mgm->scratch = sq_take_unset(sq_beside(memory), s->options.threads, scratch_floats(&net->mgm) * sizeof(float));
 }
 
 static void keep_most(sq_arena *arena, size_t *most)
@@ -139,27 +140,28 @@ static void keep_most(sq_arena *arena, size_t *most)
 }
 
 /* CLIP, then ConvNeXt, then mining, then the projector: what each hands on lies below what the next one uses. */
-static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     sq_mgm_state *const mgm = &state->mgm;
     const size_t side = net->vit.side, large = side * net->mgm.grid;
     size_t most = 0;
     mgm->tokens = sq_take_unset(arena, net->mgm.n_images, (size_t)net->vit.n_patches * net->vit.d * sizeof(float));
     const size_t start = arena->used;
-    mgm->large = sq_take_unset(arena, 3 * large, large * sizeof(float));
-    mgm->image = sq_take_unset(arena, 3 * side, side * sizeof(float));
-    sq_vit_plan(s, net, state, arena);
+    mgm->large = sq_take_unset(sq_beside(memory), 3 * large, large * sizeof(float));
+    mgm->image = sq_take_unset(sq_beside(memory), 3 * side, side * sizeof(float));
+    sq_vit_plan(s, net, state, memory);
     keep_most(arena, &most);
 
     sq_arena_overlay(arena, start);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++)
         mgm->maps[i] = sq_take_unset(arena, sq_convnext_map_floats(&net->slow, i), sizeof(float));
     const size_t maps_end = arena->used;
-    sq_convnext_plan(&net->slow, &state->slow, arena);
+    sq_convnext_plan(&net->slow, &state->slow, memory);
     keep_most(arena, &most);
 
     sq_arena_overlay(arena, maps_end);
-    plan_mining(s, net, mgm, arena);
+    plan_mining(s, net, mgm, memory);
     keep_most(arena, &most);
     arena->used = most;
 }
@@ -365,7 +367,7 @@ static squint_err mine(squint_session *s, uint32_t image, float *tokens, squint_
     sq_pool_run(s->pool, n, mine_token, &job);
     const sq_rows_in found = {.x = state->asked, .ldx = d_aux, .k = d_aux, .op = SQ_ROW_COPY};
     sq_run_linear(s, &mgm->v, &found, n, tokens, true);
-    sq_trace(s, SQ_TRACE_MINED, -1, tokens, n, d);
+    sq_trace_floats(s, SQ_TRACE_MINED, -1, tokens, n, d);
     return sq_vision_step(s, msg);
 }
 

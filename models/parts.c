@@ -113,3 +113,23 @@ void sq_need(sq_needs *needs, const sq_mat *w, uint32_t rows)
     const uint32_t group = sq_panels_act_group(&w->panels);
     needs->min_group = group < needs->min_group ? group : needs->min_group;
 }
+
+/* ---- traces ---- */
+
+void sq_trace_floats(squint_session *s, sq_trace_what what, int layer, const float *data, uint32_t rows, uint32_t cols)
+{
+    const size_t bytes = (size_t)rows * cols * sizeof *data;
+    if (!sq_traces(s, what)) return;
+    if (!s->compute.ops) {
+        sq_trace(s, what, layer, data, rows, cols);
+        return;
+    }
+    float *const copy = sq_alloc(&s->alloc, bytes);
+    if (!copy) { /* told when the pass ends */
+        s->compute.no_trace = true;
+        return;
+    }
+    sq_read(&s->compute, copy, data, bytes);
+    sq_trace(s, what, layer, copy, rows, cols);
+    sq_free(&s->alloc, copy, bytes);
+}

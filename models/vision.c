@@ -125,10 +125,10 @@ void sq_vision_needs(const sq_llava *net, sq_needs *needs)
     if (front->needs) front->needs(net, needs);
 }
 
-void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+void sq_vision_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
     if (net->vision_kind == SQ_VISION_NONE) return;
-    fronts[net->vision_kind]->plan(s, net, state, arena);
+    fronts[net->vision_kind]->plan(s, net, state, memory);
 }
 
 squint_err sq_vision_picture(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,
@@ -151,7 +151,7 @@ squint_err sq_vision_encode(squint_session *s, squint_msg *msg)
     state->step = 0;
     state->n_steps = front_of(s)->steps(s);
     const squint_err err = front_of(s)->encode(s, msg);
-    if (!err) sq_trace(s, SQ_TRACE_PROJECTED, -1, s->vision, s->n_vision, s->model->d);
+    if (!err) sq_trace_floats(s, SQ_TRACE_PROJECTED, -1, s->vision, s->n_vision, s->model->d);
     return err;
 }
 

@@ -249,8 +249,9 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
  * floats, a head's keys and values would share so few sets of L2 that they drive each other out. */
 static size_t qkv_floats(const sq_vit *vit) { return ((3 * (size_t)vit->d + 15) / 16 | 1) * 16; }
 
-void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_arena *arena)
+void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
+    sq_arena *const arena = &memory->device;
     const sq_vit *const vit = &net->vit;
     const size_t side = vit->side;
     (void)s;
@@ -351,7 +352,7 @@ void sq_vit_embed(squint_session *s, const float *pixels)
     for (size_t i = 0; i < (size_t)vit->n_positions * vit->d; i++)
         x[i] += vit->position_embd[i];
     if (vit->pre_ln.weight) normalise_rows(s, vit, &vit->pre_ln, x);
-    sq_trace(s, SQ_TRACE_PATCHES, -1, x, vit->n_positions, vit->d);
+    sq_trace_floats(s, SQ_TRACE_PATCHES, -1, x, vit->n_positions, vit->d);
 }
 
 static void attention_branch(squint_session *s, const sq_vit *vit, const sq_vit_layer *w)
@@ -421,7 +422,7 @@ squint_err sq_vit_blocks(squint_session *s, uint32_t first, uint32_t end, squint
     for (uint32_t l = first; l < end; l++) {
         attention_branch(s, vit, &vit->layers[l]);
         mlp_branch(s, vit, &vit->layers[l]);
-        sq_trace(s, SQ_TRACE_TOWER_LAYER, (int)l, sq_llava_state_of(s)->vit_x, vit->n_positions, vit->d);
+        sq_trace_floats(s, SQ_TRACE_TOWER_LAYER, (int)l, sq_llava_state_of(s)->vit_x, vit->n_positions, vit->d);
         const squint_err err = sq_vision_step(s, msg);
         if (err) return err;
     }
@@ -438,7 +439,7 @@ void sq_vit_finish(squint_session *s)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
     if (vit->post_ln.weight) normalise_rows(s, vit, &vit->post_ln, sq_llava_state_of(s)->vit_x);
-    sq_trace(s, SQ_TRACE_TOWER, -1, sq_vit_patches(s), vit->n_patches, vit->d);
+    sq_trace_floats(s, SQ_TRACE_TOWER, -1, sq_vit_patches(s), vit->n_patches, vit->d);
 }
 
 squint_err sq_vit_forward(squint_session *s, const float *pixels, squint_msg *msg)

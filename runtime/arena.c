@@ -4,6 +4,7 @@
  */
 #include "runtime/base.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,7 +82,7 @@ static void *take(sq_arena *arena, size_t n, size_t size, int content)
     if (arena->full) return NULL;
 
     uint8_t *part = arena->base ? arena->base + arena->used : NULL;
-    if (part) {
+    if (part && !arena->remote) {
         ASAN_UNPOISON_MEMORY_REGION(part, bytes);
         if (content >= 0) memset(part, content, bytes);
         ASAN_POISON_MEMORY_REGION(part + bytes, end - arena->used - bytes);
@@ -90,8 +91,20 @@ static void *take(sq_arena *arena, size_t n, size_t size, int content)
     return part;
 }
 
-void *sq_take(sq_arena *arena, size_t n, size_t size) { return take(arena, n, size, 0); }
+void *sq_take(sq_arena *arena, size_t n, size_t size)
+{
+    assert(!arena->remote);
+    return take(arena, n, size, 0);
+}
+
 void *sq_take_unset(sq_arena *arena, size_t n, size_t size) { return take(arena, n, size, ARENA_ANYTHING); }
+
+void *sq_take_mirror(sq_memory *memory, void *part, size_t n, size_t size)
+{
+    return memory->device.remote ? sq_take_unset(&memory->device, n, size) : part;
+}
+
+sq_arena *sq_beside(sq_memory *memory) { return memory->device.remote ? &memory->host : &memory->device; }
 
 void sq_arena_overlay(sq_arena *arena, size_t used)
 {

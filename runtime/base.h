@@ -53,13 +53,25 @@ typedef struct sq_arena {
     size_t size;   /* bytes at base */
     size_t used;
     bool full;
+    bool remote; /* base is in the memory of a device (simd/device.h): parts of it are never filled */
 } sq_arena;
 
-/** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. */
+/* What a session has: what the program reads and writes, and the floats that its verbs work on, which may be a
+ * device's. On the CPU both are of one kind. */
+typedef struct sq_memory {
+    sq_arena host, device;
+} sq_memory;
+
+/** n * size bytes, 64-byte aligned, zeroed; NULL while planning or when full. Not of a remote arena. */
 void *sq_take(sq_arena *arena, size_t n, size_t size);
 /** The same with anything in it, for what is written before it is read: pages that are never needed are never touched.
  *  Built with ASan it is full of NaN. */
 void *sq_take_unset(sq_arena *arena, size_t n, size_t size);
+/** `part` of host memory again in the device's, with anything in it; on the CPU it is the same. */
+void *sq_take_mirror(sq_memory *memory, void *part, size_t n, size_t size);
+/** Where memory of the program's own is taken that is needed no longer than the device's that is taken beside it: on
+ * the CPU it lies among that, so that sq_arena_overlay() spares it too. */
+sq_arena *sq_beside(sq_memory *memory);
 /** Goes back to where the arena was when it had `used` bytes: what is taken next shares memory with what was taken
  * since then, for parts that are never in use at the same time. Built with ASan it does nothing, as the gaps of some
  * parts would lie within others. */

@@ -13,16 +13,9 @@
 #include "runtime/route.h"
 #include "runtime/sample.h"
 #include "runtime/tokenizer.h"
-#include "simd/simd.h"
+#include "simd/device.h"
 
 /* ---- Weights ----------------------------------------------------------------------------- */
-
-/* W[n][k]: floats in rows, or panels when f32 is NULL. */
-typedef struct sq_mat {
-    uint32_t n, k;
-    const float *f32;
-    sq_panels panels;
-} sq_mat;
 
 /** Row `row` as floats: out[k]. */
 void sq_mat_row(const sq_mat *m, uint32_t row, float *out);
@@ -45,8 +38,12 @@ void *sq_model_take(squint_model *m, size_t n, size_t size);
  * dimensions count as [n][everything else].
  */
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
-/** Reads a tensor of exactly n weights, of any type but panels, as floats; a missing one fails when required, else *out is NULL. */
+/** Reads a tensor of exactly n weights, of any type but panels, as floats; a missing one fails when required, else *out
+ * is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
+/** Opens what squint_model_options.device asks for, and closes it. */
+squint_err sq_device_choose(squint_model *m, const char *asked, squint_msg *msg);
+void sq_device_release(squint_model *m);
 /** Fails for want of memory, with the file and the tensor. */
 squint_err sq_tensor_no_memory(const squint_model *m, const char *name, squint_msg *msg);
 
@@ -59,6 +56,9 @@ typedef struct sq_family sq_family;
 struct squint_model {
     squint_allocator alloc;
     const sq_kernels *kernels;
+    const sq_device_ops *device_ops; /* NULL: the CPU, with these kernels */
+    sq_device *device;
+    sq_precision precision;
     const sq_family *family;
     sq_gguf *file;           /* NULL for a synthetic model */
     sq_tokenizer *tokenizer; /* NULL for a synthetic model */
@@ -77,7 +77,7 @@ struct squint_model {
     size_t pixel_floats;  /* that a picture's images for the tower are at most */
     const char *mode;     /* how routed layers run, by name */
     const char *own_mode; /* and how the file would have it */
-    bool float_decoder;   /* decoder weights are F32: SQUINT_KV_AUTO means F32 */
+    bool float_decoder;   /* decoder weights are F32, or run so: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
     void *net; /* the family's own: shapes and weights */
 };
@@ -115,14 +115,17 @@ typedef enum sq_trace_what {
 } sq_trace_what;
 typedef void sq_trace_fn(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols);
 
-/* Buffers of matrix products; see sq_project(). */
+/* What verbs work with: kernels, threads and buffers of matrix products, or a device. */
 typedef struct sq_compute {
     const sq_kernels *kernels;
     sq_pool *pool;
+    const sq_device_ops *ops; /* NULL: the CPU */
+    sq_stream *stream;
     sq_acts acts;    /* big enough for the largest product of the session */
     float *rows_f32; /* [max_m][max_k], only when a weight is F32 */
     float *scratch;  /* [n_threads][scratch_floats] */
     size_t scratch_floats;
+    bool no_trace; /* there was no memory to tell a trace what a device has */
 } sq_compute;
 
 /* Milliseconds of a pass, of each block of a layer's rows, of its rows, and of their attention's queries times keys:
@@ -136,12 +139,13 @@ struct squint_session {
     squint_allocator alloc;
     squint_session_options options;
     sq_limits limits;
-    sq_arena arena;
-    void *block; /* the arena's memory as allocated */
+    sq_memory memory;
+    void *block; /* its memory as allocated, but for a device's */
     size_t block_bytes;
+    void *device_block;
     sq_pool *pool;
     sq_compute compute;
-    void *state;                /* the family's own, in the arena */
+    void *state;                /* the family's own */
     sq_cost cost;               /* all 0: not measured */
     float keep;                 /* of this sequence, from 0 to 1: multiplies what the ratios keep */
     float ratio[SQ_MAX_LAYERS]; /* [n_layers] by which layers choose, as options.keep and .schedule have it */
@@ -154,8 +158,9 @@ struct squint_session {
     squint_grid grids[SQ_MAX_GRIDS]; /* [n_grids] where they lie, counted from its first token */
     unsigned n_grids;
 
-    float *vision;           /* [max_vision][d]: written by encode, read by forward */
+    float *vision;           /* @device [max_vision][d]: written by encode, read by forward */
     float *logits;           /* [max_logits][n_vocab] */
+    float *device_logits;    /* @device their mirror */
     uint32_t n_past;         /* tokens in the caches; the next one's position */
     uint32_t n_routed;       /* vision tokens in the caches */
     bool broken;             /* a pass failed half-way: only a reset helps */
@@ -216,6 +221,38 @@ bool sq_session_stopped(squint_session *s, squint_stage stage, unsigned done, un
 
 /* ---- Verbs --------------------------------------------------------------------------------- */
 
+/*
+ * Verbs work on memory marked @device (simd/device.h), which is the program's own where the CPU does them. What a verb
+ * of a device did is there for the next verb, and for the program after sq_read() or sq_finish(); so are its failures.
+ */
+/** The device's stream, where the model is on one. */
+squint_err sq_compute_open(sq_compute *c, const squint_model *m, squint_msg *msg);
+void sq_compute_close(sq_compute *c);
+void sq_write(sq_compute *c, void *to /* @device */, const void *from, size_t bytes);
+void sq_read(sq_compute *c, void *to, const void *from /* @device */, size_t bytes);
+void sq_copy(sq_compute *c, void *to /* @device */, const void *from /* @device */, size_t bytes);
+/** Waits for all verbs. SQUINT_OK, _NOMEM, _DEVICE */
+squint_err sq_finish(sq_compute *c, squint_msg *msg);
+/** out[i] = op(row i of in), i < m; all @device but in->weight and in->bias, which are the model's. */
+void sq_rows(sq_compute *c, const sq_rows_in *in, uint32_t m, float *out, size_t ldo);
+void sq_store_kv(sq_compute *c, const sq_kv_store *store);
+
+/* What sq_route_layer() needs of the program's memory. */
+typedef struct sq_route_host {
+    uint32_t *kept;            /* [n] out: sq_route.kept */
+    uint32_t *listed, *chosen; /* [n_targets] scratch, of the CPU, as the next two */
+    int32_t *keys;
+    float *ranks;
+} sq_route_host;
+
+/** Routes a layer's targets, and says how many rows it is to run. Waits. Fails on a score that is NaN: then nothing was
+ *  chosen. */
+squint_err sq_route_layer(sq_compute *c, const sq_route *r, const sq_route_host *host, uint32_t *n_kept,
+                          squint_msg *msg);
+/** Multiplies the targets from row first_row on by the factors they lag behind: before anything but sq_route_layer()
+ *  reads them. Of `r`, what it says of the pass. */
+void sq_route_settle(sq_compute *c, const sq_route *r, const sq_route_host *host, uint32_t first_row);
+
 /** Plans the buffers of sq_project() for products of up to max_m rows, max_k inputs, activation groups of min_group
  *  or more. Float products of rows that are read as they lie need no buffer and are not limited. Run twice like
  *  all planning (sq_arena). */
@@ -233,12 +270,6 @@ void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *c
  *  counter, and a power of two, for kernels that read several panels at once. */
 uint32_t sq_panels_per_chunk(uint32_t panels, unsigned threads);
 
-/* Attention of all heads: query head h reads KV head h * n_kv_heads / n_heads. */
-typedef struct sq_heads {
-    sq_attn attn; /* of head 0: q, k, v, out at their first element */
-    uint32_t n_heads, n_kv_heads;
-    size_t kv_head_bytes; /* from one KV head to the next, in k and in v */
-} sq_heads;               /* query and output heads lie head_dim floats apart in a row */
 void sq_attend(sq_compute *c, const sq_heads *heads);
 
 /* ---- Families ------------------------------------------------------------------------------ */
@@ -257,7 +288,9 @@ struct sq_family {
     /** What a first pass of n tokens, n_vision of them vision, will take with this s->keep. Never falls with it. */
     double (*predict_ms)(const squint_session *s, uint32_t n, uint32_t n_vision, float keep);
     /** Plans s->state, s->compute and what else a session of these limits needs. Runs twice (sq_arena). */
-    void (*plan)(squint_session *s, sq_arena *arena);
+    void (*plan)(squint_session *s, sq_memory *memory);
+    /** Fills in the tables of s->state that stay as they are. */
+    squint_err (*prepare)(squint_session *s, squint_msg *msg);
     void (*reset)(squint_session *s);
     /** Fills in s->pixels and what is said there of the picture. Sides and stride are checked. */
     squint_err (*picture)(squint_session *s, const uint8_t *rgb, uint32_t w, uint32_t h, size_t stride,

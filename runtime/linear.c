@@ -242,6 +242,10 @@ void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *c
     assert(n_mats <= MAX_MATS);
     bool done[MAX_MATS] = {false};
     if (!m) return;
+    if (c->ops) {
+        c->ops->project(c->stream, in, m, w, out, n_mats);
+        return;
+    }
     for (unsigned i = 0; i < n_mats; i++) {
         if (done[i]) continue;
         product p = {.c = c, .in = in, .m = m};
@@ -289,6 +293,10 @@ static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
 void sq_attend(sq_compute *c, const sq_heads *heads)
 {
     const uint32_t n_q = heads->attn.n_q, blocks = ceil_div(n_q, ATTEND_ROWS);
+    if (c->ops) {
+        c->ops->attend(c->stream, heads);
+        return;
+    }
     const uint32_t rows = sq_round_up(ceil_div(n_q, blocks ? blocks : 1), ATTEND_TILE);
     attend_job job = {c, heads, ceil_div(n_q, rows ? rows : 1), rows};
     sq_pool_run(c->pool, job.n_blocks * heads->n_heads, attend_chunk, &job);

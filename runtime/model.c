@@ -163,6 +163,7 @@ static squint_err open_model(squint_model **out, const char *path, const void *d
     *m = (squint_model){.alloc = alloc, .asked_mode = options->mode, .loading = &loading};
 
     squint_err err = choose_kernels(m, options->isa, msg);
+    if (!err) err = sq_device_choose(m, options->device, msg);
     if (!err)
         err = data ? sq_gguf_open_memory(&m->file, path, data, size, &m->alloc, msg)
                    : sq_gguf_open(&m->file, path, &m->alloc, msg);
@@ -199,6 +200,7 @@ void squint_model_close(squint_model **model)
     squint_model *const m = *model;
     if (!m) return;
     sq_tokenizer_close(&m->tokenizer);
+    sq_device_release(m);
     free_owned(m);
     sq_gguf_close(&m->file);
     const squint_allocator a = m->alloc;
@@ -392,15 +394,9 @@ static squint_err repack_blocks(squint_model *m, const sq_gguf_tensor *t, const 
     return SQUINT_OK;
 }
 
-squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg)
+static squint_err load_stored(squint_model *m, const char *name, const sq_gguf_tensor *t, uint32_t n, uint32_t k,
+                              sq_mat *out, squint_msg *msg)
 {
-    const sq_gguf_tensor *t;
-    const squint_err err = find_tensor(m, name, &t, msg);
-    if (err) return err;
-    *out = (sq_mat){.n = n, .k = k};
-    if (k > SQ_MAX_K || n > SQ_MAX_DIM)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
-                       sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
     if (t->type == SQ_TENSOR_I8) return load_panels(m, t, name, n, k, out, msg);
     if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
     if (!sq_tensor_is_weights(t->type))
@@ -409,6 +405,31 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
     if (!sq_tensor_is_floats(t->type)) return repack_blocks(m, t, name, out, msg);
     out->f32 = floats(m, t, (size_t)n * k);
     return out->f32 ? SQUINT_OK : sq_tensor_no_memory(m, name, msg);
+}
+
+/* As floats, whatever they are stored as. A device does that itself. */
+static squint_err expand(squint_model *m, const char *name, sq_mat *w, squint_msg *msg)
+{
+    float *const rows = take(m, w->n, w->k * sizeof *rows, false);
+    if (!rows) return sq_tensor_no_memory(m, name, msg);
+    for (uint32_t row = 0; row < w->n; row++)
+        sq_mat_row(w, row, rows + (size_t)row * w->k);
+    w->f32 = rows;
+    return SQUINT_OK;
+}
+
+squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg)
+{
+    const sq_gguf_tensor *t;
+    squint_err err = find_tensor(m, name, &t, msg);
+    if (err) return err;
+    *out = (sq_mat){.n = n, .k = k};
+    if (k > SQ_MAX_K || n > SQ_MAX_DIM)
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
+                       sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
+    err = load_stored(m, name, t, n, k, out, msg);
+    if (err || out->f32 || m->device_ops || m->precision != SQ_PRECISION_F32) return err;
+    return expand(m, name, out, msg);
 }
 
 /* Cannot overflow: the tensor's bytes are in the file, and no type has as many as two weights a byte. */

@@ -97,15 +97,34 @@ static void plan_routes(squint_session *s, sq_arena *arena)
 static void plan(squint_session *s)
 {
     const squint_model *const m = s->model;
-    sq_arena *const arena = &s->arena;
-    s->pixels = sq_take_unset(arena, m->pixel_floats, sizeof *s->pixels);
-    s->vision = sq_take_unset(arena, s->limits.max_vision, m->d * sizeof *s->vision);
-    s->logits = sq_take(arena, s->limits.max_logits, m->n_vocab * sizeof *s->logits);
-    s->kept = sq_take(arena, m->n_layers, sizeof *s->kept);
-    if (s->options.routes) plan_routes(s, arena);
-    plan_caption(s, arena);
+    sq_memory *const memory = &s->memory;
+    sq_arena *const host = &memory->host;
+    const size_t n_logits = s->limits.max_logits, logit_bytes = m->n_vocab * sizeof *s->logits;
+    s->pixels = sq_take_unset(host, m->pixel_floats, sizeof *s->pixels);
+    s->vision = sq_take_unset(&memory->device, s->limits.max_vision, m->d * sizeof *s->vision);
+    s->logits = sq_take(host, n_logits, logit_bytes);
+    s->device_logits = sq_take_mirror(memory, s->logits, n_logits, logit_bytes);
+    s->kept = sq_take(host, m->n_layers, sizeof *s->kept);
+    if (s->options.routes) plan_routes(s, host);
+    plan_caption(s, host);
     s->compute.kernels = m->kernels;
-    m->family->plan(s, arena);
+    m->family->plan(s, memory);
+}
+
+/* Both arenas' sizes; false when they are too large to count. */
+static bool count_memory(squint_session *s)
+{
+    s->memory = (sq_memory){.device = {.remote = s->model->device_ops != NULL}};
+    plan(s);
+    return !s->memory.host.full && !s->memory.device.full;
+}
+
+/* Of the allocator: the host's arena, and behind it the other, unless a device has it. */
+static bool block_bytes(const squint_session *s, size_t *out)
+{
+    const sq_memory *const memory = &s->memory;
+    *out = memory->host.used;
+    return (memory->device.remote || sq_add(*out, memory->device.used, out)) && sq_add(*out, ALIGN, out);
 }
 
 size_t squint_session_bytes(const squint_model *model, const squint_session_options *options)
@@ -113,24 +132,38 @@ size_t squint_session_bytes(const squint_model *model, const squint_session_opti
     squint_session s = {.model = model};
     if (check_options(options, &s.options, NULL) || model->family->schedule(&s, NULL)) return 0;
     s.limits = limits_of(model, &s.options);
-    plan(&s);
     size_t bytes;
-    const size_t rest = sizeof s + ALIGN + sq_pool_bytes(s.options.threads);
-    return !s.arena.full && sq_add(s.arena.used, rest, &bytes) ? bytes : SIZE_MAX;
+    const size_t rest = sizeof s + sq_pool_bytes(s.options.threads);
+    return count_memory(&s) && block_bytes(&s, &bytes) && sq_add(bytes, rest, &bytes) ? bytes : SIZE_MAX;
+}
+
+static squint_err take_device_memory(squint_session *s, size_t need, squint_msg *msg)
+{
+    const squint_model *const m = s->model;
+    s->device_block = m->device_ops->alloc(m->device, need ? need : 1);
+    if (s->device_block) return SQUINT_OK;
+    return sq_fail(msg, SQUINT_ERR_NOMEM, "device %s: no memory for a session: %zu MiB", m->device_ops->name,
+                   need >> 20);
 }
 
 static squint_err take_memory(squint_session *s, squint_msg *msg)
 {
-    plan(s);
-    const size_t need = s->arena.used;
-    if (!s->arena.full && sq_add(need, ALIGN, &s->block_bytes)) s->block = sq_alloc(&s->alloc, s->block_bytes);
+    const bool counted = count_memory(s), remote = s->memory.device.remote;
+    const size_t host = s->memory.host.used, device = s->memory.device.used;
+    if (counted && block_bytes(s, &s->block_bytes)) s->block = sq_alloc(&s->alloc, s->block_bytes);
     if (!s->block)
         return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a session: %zu MiB; ask for a shorter prompt or caption",
-                       need >> 20);
-    uint8_t *const block = s->block;
-    s->arena = (sq_arena){.base = block + (ALIGN - (uintptr_t)block % ALIGN) % ALIGN, .size = need};
+                       (host + (remote ? 0 : device)) >> 20);
+    if (remote) {
+        const squint_err err = take_device_memory(s, device, msg);
+        if (err) return err;
+    }
+    uint8_t *const block = s->block, *const start = block + (ALIGN - (uintptr_t)block % ALIGN) % ALIGN;
+    s->memory.host = (sq_arena){.base = start, .size = host};
+    s->memory.device = (sq_arena){.base = remote ? s->device_block : start + host, .size = device, .remote = remote};
     plan(s);
-    assert(!s->arena.full && s->arena.used == need);
+    assert(!s->memory.host.full && s->memory.host.used == host);
+    assert(!s->memory.device.full && s->memory.device.used == device);
     return SQUINT_OK;
 }
 
@@ -150,8 +183,10 @@ squint_err sq_session_open_limits(squint_session **out, const squint_model *mode
     if ((err = model->family->schedule(s, msg))) goto fail;
     s->options.schedule = NULL; /* the caller's, which may be gone tomorrow */
     if ((err = take_memory(s, msg))) goto fail;
+    if ((err = sq_compute_open(&s->compute, model, msg))) goto fail;
     if ((err = sq_pool_open(&s->pool, checked.threads, &s->alloc, msg))) goto fail;
     s->compute.pool = s->pool;
+    if ((err = model->family->prepare(s, msg))) goto fail;
     sq_session_reset(s);
     *out = s;
     return SQUINT_OK;
@@ -171,6 +206,8 @@ void squint_session_close(squint_session **session)
     squint_session *const s = *session;
     if (!s) return;
     sq_pool_close(&s->pool);
+    sq_compute_close(&s->compute);
+    if (s->device_block) s->model->device_ops->free(s->model->device, s->device_block);
     const squint_allocator a = s->alloc;
     sq_free(&a, s->block, s->block_bytes);
     sq_free(&a, s, sizeof *s);
@@ -235,7 +272,8 @@ squint_err sq_session_picture(squint_session *s, const uint8_t *rgb, uint32_t w,
 squint_err sq_session_encode(squint_session *s, squint_msg *msg)
 {
     sq_session_reset(s);
-    return s->model->family->encode(s, msg);
+    const squint_err err = s->model->family->encode(s, msg), device_err = sq_finish(&s->compute, err ? NULL : msg);
+    return err ? err : device_err;
 }
 
 static squint_err check_pass(const squint_session *s, const uint32_t *ids, uint32_t n, uint32_t n_logits,
@@ -269,7 +307,9 @@ squint_err sq_session_forward(squint_session *s, const uint32_t *ids, uint32_t n
     squint_err err = check_pass(s, ids, n, n_logits, &n_image, msg);
     if (err) return err;
     s->broken = true; /* until all layers have run, their caches disagree */
-    if ((err = s->model->family->forward(s, ids, n, n_logits, msg))) return err;
+    err = s->model->family->forward(s, ids, n, n_logits, msg);
+    const squint_err device_err = sq_finish(&s->compute, err ? NULL : msg);
+    if (err || device_err) return err ? err : device_err;
     s->n_past += n;
     s->n_routed += n_image;
     const size_t count = (size_t)n_logits * s->model->n_vocab;

@@ -64,6 +64,7 @@ typedef enum squint_err {
     SQUINT_ERR_LIMIT,       /* the prompt does not fit the model's context */
     SQUINT_ERR_NUMERIC,     /* NaN or infinity where the model must not have one */
     SQUINT_ERR_CANCELLED,   /* squint_session_cancel() or a callback stopped it */
+    SQUINT_ERR_DEVICE,      /* a device other than the CPU is not there, not in this build, or failed */
 } squint_err;
 
 /** A failure in words: one line without a newline, valid UTF-8, always terminated. */
@@ -91,9 +92,12 @@ typedef struct squint_model_options {
      * "gamma-train", "gamma-paper", "threshold", "dense"; its routers must be of that kind, any runs "dense". NULL: as
      * its file says. A model is as good as its training only in the mode that it was trained for. */
     const char *mode;
-    /* The vision half of a model that is in two files, as llama.cpp has them: the model is then its language half. NULL:
-     * it is one file, or does not see. Pictures are prepared as LLaVA does it, not as llama.cpp. */
+    /* The vision half of a model that is in two files, as llama.cpp has them: the model is then its language half.
+     * NULL: it is one file, or does not see. Pictures are prepared as LLaVA does it, not as llama.cpp. */
     const char *mmproj;
+    /* What runs the model: "cpu"; "cuda", a GPU of NVIDIA's, in builds that have it; "cpu:f32", "cuda:f32" and
+     * "cuda:f16" with all weights expanded, which takes the memory: as a reference. NULL: "cpu". */
+    const char *device;
     /* What is worth knowing of a model that opens, a line a call without a newline, in the calling thread: weights that
      * are requantised, for instance. NULL: not told. */
     void (*on_note)(void *user, const char *text);

@@ -12,6 +12,15 @@
 
 #include "quant/quant.h"
 
+/* ---- Weights ----------------------------------------------------------------------------- */
+
+/* W[n][k]: floats in rows, or panels when f32 is NULL. */
+typedef struct sq_mat {
+    uint32_t n, k;
+    const float *f32;
+    sq_panels panels;
+} sq_mat;
+
 /* ---- Activations ------------------------------------------------------------------------ */
 
 enum { SQ_MR_MAX = 16 };
@@ -136,6 +145,13 @@ typedef struct sq_attn {
 } sq_attn;
 
 typedef void sq_attn_fn(const sq_attn *a);
+
+/* Attention of all heads: query head h reads KV head h * n_kv_heads / n_heads. */
+typedef struct sq_heads {
+    sq_attn attn; /* of head 0: q, k, v, out at their first element */
+    uint32_t n_heads, n_kv_heads;
+    size_t kv_head_bytes; /* from one KV head to the next, in k and in v */
+} sq_heads;               /* query and output heads lie head_dim floats apart in a row */
 
 /* ---- Depthwise convolution ---------------------------------------------------------------- */
 

@@ -43,13 +43,14 @@ static void test_threshold(void **state)
                  {0.5f, true, 5, {2, 3, 4, 6, 8}}};
     for (size_t i = 0; i < SQ_COUNT(cases); i++) {
         uint32_t kept[SQ_COUNT(z)], n;
-        assert_int_equal(sq_route_threshold(z, SQ_COUNT(z), cases[i].threshold, cases[i].at, kept, &n, NULL), 0);
+        const double logit = sq_route_logit(cases[i].threshold);
+        assert_int_equal(sq_route_threshold(z, SQ_COUNT(z), logit, cases[i].at, kept, &n, NULL), 0);
         assert_int_equal(n, cases[i].n);
         assert_memory_equal(kept, cases[i].kept, n * sizeof *kept);
     }
     uint32_t kept[2], n;
     squint_msg msg;
-    assert_int_equal(sq_route_threshold((const float[]){1, NAN}, 2, 0.5f, true, kept, &n, &msg), SQUINT_ERR_NUMERIC);
+    assert_int_equal(sq_route_threshold((const float[]){1, NAN}, 2, 0, true, kept, &n, &msg), SQUINT_ERR_NUMERIC);
     assert_non_null(strstr(msg.text, "token 1 is NaN"));
 }
 

@@ -95,6 +95,7 @@ static void run_rows(bed *b, sq_run run, uint32_t part, outcome *out)
         sq_run now = run;
         now.first = run.rows ? 0 : first;
         now.rows = run.rows ? run.rows + first : NULL;
+        now.host_rows = now.rows;
         now.mlp_weight = run.mlp_weight ? run.mlp_weight + first : NULL;
         now.attn_weight = run.attn_weight ? run.attn_weight + first : NULL;
         sq_decoder_layer_run(&b->pass, 1, &now);
@@ -127,8 +128,10 @@ static void check_counts(bed *b)
     for (size_t i = 0; i < SQ_COUNT(counts); i++) {
         const uint32_t m = counts[i];
         const sq_run all = {.m = m};
-        const sq_run some = {.m = m, .rows = lists.rows, .mlp_weight = lists.mlp, .attn_weight = lists.attn};
-        const sq_run packed = {.m = m, .rows = lists.rows, .mlp_weight = lists.mlp, .compressed = true};
+        const sq_run some = {
+            .m = m, .rows = lists.rows, .host_rows = lists.rows, .mlp_weight = lists.mlp, .attn_weight = lists.attn};
+        const sq_run packed = {
+            .m = m, .rows = lists.rows, .host_rows = lists.rows, .mlp_weight = lists.mlp, .compressed = true};
         const sq_run runs[] = {all, some, packed};
         for (size_t j = 0; j < SQ_COUNT(runs); j++) {
             run_rows(b, runs[j], m, &whole);
@@ -158,8 +161,11 @@ static void listed_rows_alone_change(void **state)
     bed b;
     open_bed(&b, SQ_PANEL_I8, 1, NULL);
     fill(before, (size_t)2 * MOST * D);
-    run_rows(&b, (sq_run){.m = 700, .rows = lists.rows, .mlp_weight = lists.mlp, .attn_weight = lists.attn}, 700,
-             &whole);
+    run_rows(
+        &b,
+        (sq_run){
+            .m = 700, .rows = lists.rows, .host_rows = lists.rows, .mlp_weight = lists.mlp, .attn_weight = lists.attn},
+        700, &whole);
     for (uint32_t row = 0, i = 0; row < rows_of(700); row++) {
         const bool is_listed = i < 700 && lists.rows[i] == row;
         const bool changed = memcmp(before + (size_t)row * D, whole.x + (size_t)row * D, D * sizeof(float)) != 0;
@@ -168,7 +174,9 @@ static void listed_rows_alone_change(void **state)
         i += is_listed;
     }
     static float zero[MOST];
-    run_rows(&b, (sq_run){.m = 700, .rows = lists.rows, .mlp_weight = zero, .attn_weight = zero}, 700, &whole);
+    run_rows(&b,
+             (sq_run){.m = 700, .rows = lists.rows, .host_rows = lists.rows, .mlp_weight = zero, .attn_weight = zero},
+             700, &whole);
     assert_memory_equal(before, whole.x, (size_t)rows_of(700) * D * sizeof(float));
     close_bed(&b);
 }
