@@ -9,7 +9,7 @@
  *
  * Order. The verbs of a stream happen one after another, some time after the call returned; read() and finish() wait.
  * What a call was given may change once it has returned. The first failure of a stream makes all later verbs do
- * nothing, and finish() tells it.
+ * nothing, and every finish() tells it: a session on it can only be closed.
  */
 #ifndef SQ_DEVICE_H
 #define SQ_DEVICE_H
