@@ -34,42 +34,22 @@ squint_err sq_load_linear(squint_model *m, const char *name, uint32_t n, uint32_
 
 /* ---- convolutions ---- */
 
-/* [out][in][kh][kw] as PyTorch stores it becomes [out][kh][kw][in], in place unless src lies in the file: F16 has been
- * expanded to memory of the model's. NULL: no memory. */
-static const float *reorder_conv(squint_model *m, const char *tensor, const float *src, uint32_t out, uint32_t in,
-                                 uint32_t taps)
+/* [channels][7][7] as PyTorch stores it becomes [7][7][channels]. NULL: no memory. */
+static const float *reorder_taps(squint_model *m, const float *src, uint32_t channels)
 {
-    const size_t k = (size_t)in * taps;
-    const sq_gguf_tensor *const t = sq_gguf_find(m->file, tensor);
-    const bool in_file = t->type == SQ_TENSOR_F32;
-    float *const weights = in_file ? sq_model_take(m, out * k, sizeof *weights) : (float *)src;
-    float *const row = sq_alloc(&m->alloc, k * sizeof *row);
-    for (size_t o = 0; weights && row && o < out; o++) {
-        memcpy(row, src + o * k, k * sizeof *row);
-        for (size_t c = 0; c < in; c++)
-            for (size_t tap = 0; tap < taps; tap++)
-                weights[o * k + tap * in + c] = row[c * taps + tap];
-    }
-    if (in_file) sq_gguf_forget(m->file, t);
-    sq_free(&m->alloc, row, k * sizeof *row);
-    return row ? weights : NULL;
+    float *const weights = sq_model_take(m, (size_t)SQ_DEPTHWISE_TAPS * channels, sizeof *weights);
+    for (size_t c = 0; weights && c < channels; c++)
+        for (size_t tap = 0; tap < SQ_DEPTHWISE_TAPS; tap++)
+            weights[tap * channels + c] = src[c * SQ_DEPTHWISE_TAPS + tap];
+    return weights;
 }
 
 squint_err sq_load_conv(squint_model *m, const char *name, uint32_t out, sq_conv *conv, squint_msg *msg)
 {
     char tensor[64];
-    const uint32_t taps = conv->kernel * conv->kernel;
     snprintf(tensor, sizeof tensor, "%s.weight", name);
-    if ((uint64_t)taps * conv->in > SQ_MAX_K)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: more than %d inputs",
-                       sq_gguf_path_of(m->file, tensor), tensor, SQ_MAX_K);
-    squint_err err = sq_load_mat(m, tensor, out, taps * conv->in, &conv->w, msg);
+    const squint_err err = sq_load_ordered(m, tensor, out, conv->in, conv->kernel * conv->kernel, &conv->w, msg);
     if (err) return err;
-    if (!conv->w.f32)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
-                       sq_gguf_path_of(m->file, tensor), tensor);
-    conv->w.f32 = reorder_conv(m, tensor, conv->w.f32, out, conv->in, taps);
-    if (!conv->w.f32) return sq_tensor_no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, out, false, &conv->bias, msg);
 }
@@ -81,7 +61,7 @@ squint_err sq_load_depthwise(squint_model *m, const char *name, uint32_t channel
     snprintf(tensor, sizeof tensor, "%s.weight", name);
     const squint_err err = sq_load_vec(m, tensor, (size_t)SQ_DEPTHWISE_TAPS * channels, true, &src, msg);
     if (err) return err;
-    out->weight = reorder_conv(m, tensor, src, 1, channels, SQ_DEPTHWISE_TAPS);
+    out->weight = reorder_taps(m, src, channels);
     if (!out->weight) return sq_tensor_no_memory(m, tensor, msg);
     snprintf(tensor, sizeof tensor, "%s.bias", name);
     return sq_load_vec(m, tensor, channels, true, &out->bias, msg);

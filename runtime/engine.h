@@ -38,6 +38,10 @@ void *sq_model_take(squint_model *m, size_t n, size_t size);
  * dimensions count as [n][everything else].
  */
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg);
+/** Reads a convolution of n outputs, [n][channels][taps] of F32 or F16, for products in one order: of a patch whose
+ * inputs are [taps][channels]. */
+squint_err sq_load_ordered(squint_model *m, const char *name, uint32_t n, uint32_t channels, uint32_t taps, sq_mat *out,
+                           squint_msg *msg);
 /** Reads a tensor of exactly n weights, of any type but panels, as floats; a missing one fails when required, else *out
  * is NULL. */
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);

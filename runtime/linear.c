@@ -16,6 +16,7 @@ enum {
     MAX_MATS = 4,
     F32_ROWS = 320, /* a chunk of a float product: rows x output channels; OpenBLAS copies both for each call */
     F32_COLS = 256,
+    ORDERED_ROWS = 96,
     TILE_ROWS = 256, /* and what of it waits in the worker's scratch to be scattered: small enough for L2 */
     TILE_COLS = 64,
     ATTEND_ROWS = 192, /* query rows of one attention chunk, at most */
@@ -197,6 +198,15 @@ static void multiply_and_scatter(const f32_part *t, float *scratch)
 /* Output channels of a chunk: a small matrix is shared out too. */
 static uint32_t f32_cols(const sq_mat *w) { return w->n >= 4 * F32_COLS ? F32_COLS : TILE_COLS; }
 
+/* Rows of a chunk: our own kernel copies nothing. */
+static uint32_t f32_rows(const sq_mat *w) { return w->ordered ? ORDERED_ROWS : F32_ROWS; }
+
+static void multiply_ordered(const f32_part *t)
+{
+    const sq_float_rows rows = {.x = t->p->x, .ldx = t->w->k, .row0 = t->row0, .m = t->m};
+    t->p->c->kernels->gemm_f32(t->w, t->col0 / SQ_PANEL_N, ceil_div(t->n, SQ_PANEL_N), &rows, t->out);
+}
+
 static void f32_chunk(void *ctx, unsigned chunk_index, unsigned worker)
 {
     const product *const p = ctx;
@@ -204,11 +214,13 @@ static void f32_chunk(void *ctx, unsigned chunk_index, unsigned worker)
     const unsigned i = mat_of_chunk(p, &chunk);
     const uint32_t cols = f32_cols(p->w[i]);
     f32_part t = {.p = p, .w = p->w[i], .out = p->out[i]};
-    t.row0 = chunk % p->per_chunk * F32_ROWS;
+    t.row0 = chunk % p->per_chunk * f32_rows(t.w);
     t.col0 = chunk / p->per_chunk * cols;
-    t.m = min_u32(F32_ROWS, p->m - t.row0);
+    t.m = min_u32(f32_rows(t.w), p->m - t.row0);
     t.n = min_u32(cols, t.w->n - t.col0);
-    if (t.out->rows || t.out->row_weight)
+    if (t.w->ordered)
+        multiply_ordered(&t);
+    else if (t.out->rows || t.out->row_weight)
         multiply_and_scatter(&t, worker_scratch(p->c, worker));
     else
         multiply_in_place(&t);
@@ -223,7 +235,7 @@ static void run_f32(product *p)
     const bool as_it_lies = in->op == SQ_ROW_COPY && !in->rows && in->ldx == in->k;
     p->x = as_it_lies ? in->x : p->c->rows_f32;
     if (!as_it_lies) sq_pool_run(p->c->pool, p->m, row_chunk, p);
-    p->per_chunk = ceil_div(p->m, F32_ROWS);
+    p->per_chunk = ceil_div(p->m, f32_rows(p->w[0]));
     uint32_t chunks = 0;
     for (unsigned i = 0; i < p->n_mats; i++)
         p->end_chunk[i] = chunks += p->per_chunk * ceil_div(p->w[i]->n, f32_cols(p->w[i]));
@@ -232,6 +244,7 @@ static void run_f32(product *p)
 
 static bool same_activations(const sq_mat *a, const sq_mat *b)
 {
+    if (a->ordered || b->ordered) return a->ordered && b->ordered;
     if (a->f32 || b->f32) return a->f32 && b->f32;
     return sq_panels_act_group(&a->panels) == sq_panels_act_group(&b->panels);
 }
@@ -255,7 +268,7 @@ void sq_project(sq_compute *c, const sq_rows_in *in, uint32_t m, const sq_mat *c
             p.out[p.n_mats++] = &out[j];
             done[j] = true;
         }
-        if (w[i]->f32)
+        if (w[i]->f32 || w[i]->ordered)
             run_f32(&p);
         else
             run_panels(&p);

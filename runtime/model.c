@@ -418,18 +418,51 @@ static squint_err expand(squint_model *m, const char *name, sq_mat *w, squint_ms
     return SQUINT_OK;
 }
 
+static squint_err find_mat(const squint_model *m, const char *name, uint32_t n, uint32_t k, const sq_gguf_tensor **t,
+                           squint_msg *msg)
+{
+    const squint_err err = find_tensor(m, name, t, msg);
+    if (err || (k <= SQ_MAX_K && n <= SQ_MAX_DIM)) return err;
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
+                   sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
+}
+
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg)
 {
     const sq_gguf_tensor *t;
-    squint_err err = find_tensor(m, name, &t, msg);
+    squint_err err = find_mat(m, name, n, k, &t, msg);
     if (err) return err;
     *out = (sq_mat){.n = n, .k = k};
-    if (k > SQ_MAX_K || n > SQ_MAX_DIM)
-        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
-                       sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
     err = load_stored(m, name, t, n, k, out, msg);
     if (err || out->f32 || m->device_ops || m->precision != SQ_PRECISION_F32) return err;
     return expand(m, name, out, msg);
+}
+
+squint_err sq_load_ordered(squint_model *m, const char *name, uint32_t n, uint32_t channels, uint32_t taps, sq_mat *out,
+                           squint_msg *msg)
+{
+    const uint32_t k = channels * taps;
+    const sq_gguf_tensor *t;
+    const squint_err err = find_mat(m, name, n, k, &t, msg);
+    if (err) return err;
+    if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
+    if (!sq_tensor_is_floats(t->type))
+        return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
+                       sq_gguf_path_of(m->file, name), name);
+    float *const ordered = sq_model_take(m, sq_round_up(n, SQ_PANEL_N), k * sizeof *ordered);
+    float *const row = sq_alloc(&m->alloc, k * sizeof *row);
+    for (size_t o = 0; ordered && row && o < n; o++) {
+        float *const channel = ordered + o / SQ_PANEL_N * k * SQ_PANEL_N + o % SQ_PANEL_N;
+        sq_tensor_floats(t->type, t->data + o * (t->bytes / n), row, k);
+        for (size_t c = 0; c < channels; c++)
+            for (size_t tap = 0; tap < taps; tap++)
+                channel[(tap * channels + c) * SQ_PANEL_N] = row[c * taps + tap];
+    }
+    sq_free(&m->alloc, row, k * sizeof *row);
+    if (!ordered || !row) return sq_tensor_no_memory(m, name, msg);
+    sq_gguf_forget(m->file, t);
+    *out = (sq_mat){.n = n, .k = k, .ordered = ordered};
+    return SQUINT_OK;
 }
 
 /* Cannot overflow: the tensor's bytes are in the file, and no type has as many as two weights a byte. */

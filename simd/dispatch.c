@@ -12,6 +12,7 @@ static const sq_kernels scalar = {
     .mr = SQ_MR_C,
     .gemm_i8 = sq_gemm_i8_c,
     .gemm_i4 = sq_gemm_i4_c,
+    .gemm_f32 = sq_gemm_f32_c,
     .rows_pack = sq_rows_pack_c,
     .row = sq_row_c,
     .attention = sq_attention_c,
@@ -31,9 +32,10 @@ static const char *const scalar_names[] = {"scalar", NULL};
 #define X86_TABLE(set, tile_rows, width)                                                                               \
     {                                                                                                                  \
         .isa = #set, .mr = tile_rows, .gemm_i8 = sq_gemm_i8_##set, .gemm_i4 = sq_gemm_i4_##set,                        \
-        .rows_pack = sq_rows_pack_##width, .row = sq_row_##width, .attention = sq_attention_##width,                   \
-        .depthwise = sq_depthwise_##width, .dot = sq_dot_avx2, .dots = sq_dots_avx2, .scale = sq_scale_avx2, .to_f16 = sq_to_f16_avx2,                    \
-        .to_q8 = sq_to_q8_##width, .rope = sq_rope_avx2, .select = sq_select_c,                                        \
+        .gemm_f32 = sq_gemm_f32_##width, .rows_pack = sq_rows_pack_##width, .row = sq_row_##width,                     \
+        .attention = sq_attention_##width, .depthwise = sq_depthwise_##width, .dot = sq_dot_avx2,                      \
+        .dots = sq_dots_avx2, .scale = sq_scale_avx2, .to_f16 = sq_to_f16_avx2, .to_q8 = sq_to_q8_##width,             \
+        .rope = sq_rope_avx2, .select = sq_select_c,                                                                   \
     }
 static const sq_kernels avx2 = X86_TABLE(avx2, SQ_MR_AVX2, avx2);
 static const sq_kernels avxvnni = X86_TABLE(avxvnni, SQ_MR_AVXVNNI, avx2);
@@ -49,8 +51,9 @@ static bool avx512_and_avxvnni(void) { return sq_cpu_avx512() && sq_cpu_avxvnni(
 #if SQ_ARCH_AARCH64
 #define NEON_TABLE(name, rows, gemm)                                                                                   \
     {                                                                                                                  \
-        .isa = name, .mr = rows, .gemm_i8 = gemm, .gemm_i4 = gemm, .rows_pack = sq_rows_pack_neon, .row = sq_row_neon, \
-        .attention = sq_attention_neon, .depthwise = sq_depthwise_neon, .dot = sq_dot_neon, .dots = sq_dots_neon, .scale = sq_scale_neon,              \
+        .isa = name, .mr = rows, .gemm_i8 = gemm, .gemm_i4 = gemm, .gemm_f32 = sq_gemm_f32_neon,                       \
+        .rows_pack = sq_rows_pack_neon, .row = sq_row_neon, .attention = sq_attention_neon,                            \
+        .depthwise = sq_depthwise_neon, .dot = sq_dot_neon, .dots = sq_dots_neon, .scale = sq_scale_neon,              \
         .to_f16 = sq_to_f16_neon, .to_q8 = sq_to_q8_neon, .rope = sq_rope_neon, .select = sq_select_c,                 \
     }
 static const sq_kernels neon = NEON_TABLE("neon", SQ_MR_NEON, sq_gemm_neon);

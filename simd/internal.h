@@ -91,6 +91,7 @@ static inline uint32_t sq_attn_limit(const sq_attn *a, uint32_t i)
 
 enum { SQ_MR_C = 4 };
 sq_gemm_fn sq_gemm_i8_c, sq_gemm_i4_c;
+sq_gemm_f32_fn sq_gemm_f32_c;
 sq_rows_pack_fn sq_rows_pack_c;
 sq_row_fn sq_row_c;
 sq_attn_fn sq_attention_c;
@@ -107,6 +108,7 @@ sq_select_fn sq_select_c;
 
 enum { SQ_MR_AVX2 = 6 };
 sq_gemm_fn sq_gemm_i8_avx2, sq_gemm_i4_avx2;
+sq_gemm_f32_fn sq_gemm_f32_avx2;
 sq_rows_pack_fn sq_rows_pack_avx2;
 sq_row_fn sq_row_avx2;
 sq_attn_fn sq_attention_avx2;
@@ -127,6 +129,7 @@ sq_gemm_fn sq_gemm_i8_avxvnni, sq_gemm_i4_avxvnni;
 
 enum { SQ_MR_AVX512 = 12 };
 sq_gemm_fn sq_gemm_i8_avx512, sq_gemm_i4_avx512;
+sq_gemm_f32_fn sq_gemm_f32_avx512;
 sq_rows_pack_fn sq_rows_pack_avx512;
 sq_row_fn sq_row_avx512;
 sq_to_q8_fn sq_to_q8_avx512;
@@ -137,6 +140,7 @@ sq_depthwise_fn sq_depthwise_avx512;
 
 enum { SQ_MR_NEON = 4, SQ_MR_DOTPROD = 12, SQ_MR_I8MM = 12 };
 sq_gemm_fn sq_gemm_neon, sq_gemm_dotprod, sq_gemm_i8mm; /* int8 and int4 */
+sq_gemm_f32_fn sq_gemm_f32_neon;
 sq_rows_pack_fn sq_rows_pack_neon;
 sq_row_fn sq_row_neon;
 sq_attn_fn sq_attention_neon;

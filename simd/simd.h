@@ -14,10 +14,11 @@
 
 /* ---- Weights ----------------------------------------------------------------------------- */
 
-/* W[n][k]: floats in rows, or panels when f32 is NULL. */
+/* W[n][k]: floats in rows; or floats for products in one order on every machine, as convolutions are; or panels. */
 typedef struct sq_mat {
     uint32_t n, k;
-    const float *f32;
+    const float *f32;     /* [n][k] or NULL */
+    const float *ordered; /* [ceil(n / 16)][k][16], channels past n zero, or NULL */
     sq_panels panels;
 } sq_mat;
 
@@ -105,6 +106,18 @@ typedef struct sq_gemm_out {
  */
 typedef void sq_gemm_fn(const sq_panels *w, uint32_t panel0, uint32_t n_panels, const sq_acts *a,
                         const sq_gemm_out *out);
+
+/* Rows [row0, row0 + m) of x. */
+typedef struct sq_float_rows {
+    const float *x; /* [*][ldx] */
+    size_t ldx;
+    uint32_t row0, m;
+} sq_float_rows;
+
+/** The same of w->ordered and floats, for these rows: row i of the result is that of row i of x. All tables give the
+ * same bits. */
+typedef void sq_gemm_f32_fn(const sq_mat *w, uint32_t panel0, uint32_t n_panels, const sq_float_rows *x,
+                            const sq_gemm_out *out);
 
 /* ---- Attention --------------------------------------------------------------------------- */
 
@@ -209,6 +222,7 @@ typedef struct sq_kernels {
     const char *isa; /* "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm" */
     uint32_t mr;     /* rows of an activation tile, for all gemm kernels of the table */
     sq_gemm_fn *gemm_i8, *gemm_i4;
+    sq_gemm_f32_fn *gemm_f32;
     sq_rows_pack_fn *rows_pack;
     sq_row_fn *row;
     sq_attn_fn *attention;

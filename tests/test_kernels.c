@@ -723,6 +723,71 @@ static void no_rows_no_work(void **state)
     guarded_free(p.data);
 }
 
+/* ---- Products of floats ------------------------------------------------------------------ */
+
+/* Channels past n are not zero here: no kernel may let them through. */
+static float *random_ordered(sq_mat *w)
+{
+    float *const ordered = random_floats((size_t)sq_round_up(w->n, SQ_PANEL_N) * w->k, 1.0f);
+    w->ordered = ordered;
+    return ordered;
+}
+
+/* One rounding a product with its sum, and three more on the way out; the sum is at most `size`. */
+static void expect_floats(product *p, const sq_mat *w, const sq_float_rows *x, uint32_t i, uint32_t j)
+{
+    const sq_gemm_out *o = &p->out;
+    const size_t at = (o->rows ? o->rows[i] : i) * o->ldc + j;
+    const double weight = o->row_weight ? o->row_weight[i] : 1, bias = o->bias ? o->bias[j] : 0;
+    double v = 0, size = 0;
+    for (uint32_t k = 0; k < w->k; k++) {
+        const double term = (double)x->x[i * x->ldx + k] * w->ordered[((size_t)j / 16 * w->k + k) * 16 + j % 16];
+        v += term;
+        size += fabs(term);
+    }
+    const double old = o->add ? p->c[at] : 0, t = weight * (v + bias);
+    p->want[at] = (float)(old + t);
+    p->bound[at] =
+        (float)(FLT_EPSILON * (fabs(weight) * (w->k * size + 3 * (size + fabs(bias))) + 2 * fabs(old) + fabs(t)));
+}
+
+static void check_gemm_f32(uint32_t m, uint32_t n, uint32_t k)
+{
+    product p = {0};
+    sq_mat w = {.n = n, .k = k};
+    float *const ordered = random_ordered(&w);
+    const size_t ldx = k + below(3);
+    float *const x = random_floats((m - 1) * ldx + k, 1.0f);
+    random_out(&p, m, n);
+    const uint32_t panels = (n + 15) / 16, first = below(panels), end = first + 1 + below(panels - first);
+    const uint32_t row0 = below(m), rows = m - row0, split = first + below(end - first + 1);
+    const sq_float_rows in = {x, ldx, row0, rows};
+    for (uint32_t i = row0; i < m; i++)
+        for (uint32_t j = first * 16; j < end * 16 && j < n; j++)
+            expect_floats(&p, &w, &in, i, j);
+    kernels->gemm_f32(&w, split, end - split, &in, &p.out);
+    kernels->gemm_f32(&w, first, split - first, &in, &p.out);
+    sq_gemm_out plain_out = p.out;
+    plain_out.c = p.plain_c;
+    plain_c->gemm_f32(&w, first, end - first, &in, &plain_out);
+    check_results(&p);
+    product_free(&p);
+    guarded_free(ordered);
+    guarded_free(x);
+}
+
+/* Around the edges of tiles, of blocks of rows and of blocks of inputs. */
+static void floats_add_up_in_one_order(void **state)
+{
+    (void)state;
+    static const uint32_t rows[] = {1, 2, 5, 6, 7, 11, 12, 13, 47, 48, 49, 100},
+                          outputs[] = {1, 15, 16, 17, 33, 50, 64}, inputs[] = {1, 2, 27, 255, 256, 257, 600};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < sizeof outputs / sizeof *outputs; j++)
+            for (size_t l = 0; l < sizeof inputs / sizeof *inputs; l++)
+                check_gemm_f32(rows[i], outputs[j], inputs[l]);
+}
+
 /* ---- Attention --------------------------------------------------------------------------- */
 
 typedef struct attention {
@@ -1359,6 +1424,7 @@ int main(void)
         cmocka_unit_test(outliers_cost_only_their_group),
         cmocka_unit_test(the_longest_row_does_not_overflow),
         cmocka_unit_test(no_rows_no_work),
+        cmocka_unit_test(floats_add_up_in_one_order),
         cmocka_unit_test(attention_of_every_shape),
         cmocka_unit_test(attention_of_every_length),
         cmocka_unit_test(attention_moves_its_maximum),
