@@ -418,13 +418,13 @@ static squint_err expand(squint_model *m, const char *name, sq_mat *w, squint_ms
     return SQUINT_OK;
 }
 
-static squint_err find_mat(const squint_model *m, const char *name, uint32_t n, uint32_t k, const sq_gguf_tensor **t,
+static squint_err find_mat(const squint_model *m, const char *name, uint32_t n, uint64_t k, const sq_gguf_tensor **t,
                            squint_msg *msg)
 {
     const squint_err err = find_tensor(m, name, t, msg);
     if (err || (k <= SQ_MAX_K && n <= SQ_MAX_DIM)) return err;
-    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %u inputs, %u outputs; the limits are %d and %d",
-                   sq_gguf_path_of(m->file, name), name, k, n, SQ_MAX_K, SQ_MAX_DIM);
+    return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: %llu inputs, %u outputs; the limits are %d and %d",
+                   sq_gguf_path_of(m->file, name), name, (unsigned long long)k, n, SQ_MAX_K, SQ_MAX_DIM);
 }
 
 squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k, sq_mat *out, squint_msg *msg)
@@ -441,14 +441,14 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
 squint_err sq_load_ordered(squint_model *m, const char *name, uint32_t n, uint32_t channels, uint32_t taps, sq_mat *out,
                            squint_msg *msg)
 {
-    const uint32_t k = channels * taps;
     const sq_gguf_tensor *t;
-    const squint_err err = find_mat(m, name, n, k, &t, msg);
+    const squint_err err = find_mat(m, name, n, (uint64_t)channels * taps, &t, msg);
     if (err) return err;
-    if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
+    const uint32_t k = channels * taps;
     if (!sq_tensor_is_floats(t->type))
         return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s: convolutions are F32 or F16",
                        sq_gguf_path_of(m->file, name), name);
+    if (!splits_into(t, n, k)) return bad_shape(m, t, name, n, k, msg);
     float *const ordered = sq_model_take(m, sq_round_up(n, SQ_PANEL_N), k * sizeof *ordered);
     float *const row = sq_alloc(&m->alloc, k * sizeof *row);
     for (size_t o = 0; ordered && row && o < n; o++) {
