@@ -7,9 +7,6 @@
  * SPDX-License-Identifier: MIT
  */
 #include "models/llava.h"
-#include "models/resample.h"
-
-#include <string.h>
 
 static const char pinpoints_key[] = SQ_PINPOINTS_KEY;
 
@@ -175,10 +172,13 @@ static bool shrinks(const sq_llava_state *state)
 static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, sq_memory *memory)
 {
     sq_vit_plan(s, net, state, memory);
-    state->from = sq_take(sq_beside(memory), net->vit.n_patches, sizeof *state->from);
-    state->to = sq_take(sq_beside(memory), net->vit.n_patches, sizeof *state->to);
+    const size_t n = net->vit.n_patches;
+    state->from = sq_take(sq_beside(memory), n, sizeof *state->from);
+    state->to = sq_take(sq_beside(memory), n, sizeof *state->to);
+    state->device_from = sq_take_mirror(memory, state->from, n, sizeof *state->from);
+    state->device_to = sq_take_mirror(memory, state->to, n, sizeof *state->to);
     if (!net->anyres.max_num_patches) return;
-    const size_t patches = (size_t)most_tiles(s->model) * net->vit.n_patches;
+    const size_t patches = most_tiles(s->model) * n;
     state->tile_map = sq_take_unset(&memory->device, patches, net->decoder.d * sizeof(float));
 }
 
@@ -209,25 +209,25 @@ static void project_tile(squint_session *s, uint32_t tile, float *out, uint32_t 
         state->from[n] = i;
         state->to[n++] = y * row_tokens + x;
     }
-    if (n) sq_projector_forward(s, sq_vit_patches(s), state->from, n, out, state->to);
+    sq_write(&s->compute, state->device_from, state->from, n * sizeof *state->from);
+    sq_write(&s->compute, state->device_to, state->to, n * sizeof *state->to);
+    if (n) sq_projector_forward(s, sq_vit_patches(s), state->device_from, n, out, state->device_to);
 }
 
-static void shrink_row(void *ctx, unsigned row, unsigned worker)
+static void shrink_map(squint_session *s)
 {
-    (void)worker;
-    squint_session *const s = ctx;
     const sq_llava_state *const state = sq_llava_state_of(s);
-    const sq_size size = state->tile_tokens;
-    const size_t columns = state->kept_map.columns, d = s->model->d;
-    const sq_tap y = sq_bilinear_tap(row, state->kept_map.rows, size.h, false);
-    const float *const above = state->tile_map + y.low * columns * d;
-    const float *const below = state->tile_map + y.high * columns * d;
-    float *out = s->vision + (s->n_vision_base + (size_t)row * (size.w + 1)) * d;
-    for (uint32_t at = 0; at < size.w; at++, out += d) {
-        const sq_tap x = sq_bilinear_tap(at, state->kept_map.columns, size.w, false);
-        const float *const from[] = {above + x.low * d, above + x.high * d, below + x.low * d, below + x.high * d};
-        sq_lerp_rows(from, x, y, (uint32_t)d, out);
-    }
+    const uint32_t d = s->model->d;
+    const sq_resize_map shrink = {.by = SQ_RESIZE_EDGES,
+                                  .map = state->tile_map,
+                                  .width = state->kept_map.columns,
+                                  .height = state->kept_map.rows,
+                                  .channels = d,
+                                  .out_width = state->tile_tokens.w,
+                                  .out_height = state->tile_tokens.h,
+                                  .out_row = state->tile_tokens.w + 1,
+                                  .out = s->vision + (size_t)s->n_vision_base * d};
+    sq_resize(&s->compute, &shrink);
 }
 
 static void end_rows(squint_session *s)
@@ -236,7 +236,7 @@ static void end_rows(squint_session *s)
     const size_t d = s->model->d;
     float *row = s->vision + s->n_vision_base * d;
     for (uint32_t y = 0; y < size.h; y++, row += (size.w + 1) * d)
-        memcpy(row + size.w * d, sq_llava_of(s)->anyres.newline, d * sizeof *row);
+        sq_write(&s->compute, row + size.w * d, sq_llava_of(s)->anyres.newline, d * sizeof *row);
 }
 
 static squint_err encode(squint_session *s, squint_msg *msg)
@@ -253,7 +253,7 @@ static squint_err encode(squint_session *s, squint_msg *msg)
         if ((err = sq_vit_forward(s, pixels, msg))) return err;
         project_tile(s, i, fine, shrink ? state->kept_map.columns : state->tile_tokens.w + 1);
     }
-    if (shrink) sq_pool_run(s->pool, state->tile_tokens.h, shrink_row, s);
+    if (shrink) shrink_map(s);
     end_rows(s);
     return SQUINT_OK;
 }

@@ -13,7 +13,6 @@
 #include "models/llava.h"
 
 #include <stdio.h>
-#include <string.h>
 
 enum {
     STEM = SQ_SLOW_STEM, /* side and stride of the stem's convolution */
@@ -21,9 +20,12 @@ enum {
     WIDER = 4,           /* a block's hidden map has so many times its channels */
     REACH = SQ_DEPTHWISE_SIDE / 2,
     MAX_DEPTH = 256,
-    MAX_SIDE = 4096,              /* of the picture */
-    BAND_PLACES = 512,            /* of a band: enough for products to be fast */
-    BAND_FLOATS = 2 * 1024 * 1024 /* of a band of the hidden map */
+    MAX_SIDE = 4096,               /* of the picture */
+    BAND_PLACES = 512,             /* of a band: enough for products to be fast */
+    BAND_FLOATS = 2 * 1024 * 1024, /* of a band of the hidden map */
+    /* A device needs more to be busy. */
+    DEVICE_PLACES = 65536,
+    DEVICE_FLOATS = 32 * 1024 * 1024
 };
 
 /* ---- loading ---- */
@@ -118,7 +120,8 @@ squint_err sq_convnext_load(squint_model *m, uint32_t side, sq_convnext *net, sq
     squint_err err = read_shape(m, net, msg);
     if (err) return err;
     net->side = side;
-    net->band_places = BAND_PLACES;
+    net->band_places = m->device_ops ? DEVICE_PLACES : BAND_PLACES;
+    net->band_floats = m->device_ops ? DEVICE_FLOATS : BAND_FLOATS;
     if (!side || side > MAX_SIDE || side % SQ_SLOW_STRIDE)
         return sq_vision_bad_key(m, "squint.vision.input_size", side, "a multiple of 32 up to 4096", msg);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
@@ -153,7 +156,8 @@ uint32_t sq_convnext_steps(const sq_convnext *net)
 
 static uint32_t band_rows(const sq_convnext *net, const sq_convnext_stage *s)
 {
-    const uint32_t wide = BAND_FLOATS / (WIDER * s->channels), most = wide < net->band_places ? wide : net->band_places;
+    const uint32_t wide = net->band_floats / (WIDER * s->channels);
+    const uint32_t most = wide < net->band_places ? wide : net->band_places;
     const uint32_t rows = most / s->side;
     return rows < 1 ? 1 : rows < s->side ? rows : s->side;
 }
@@ -189,6 +193,7 @@ void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_memor
         hidden = max_size(hidden, band * max_size(WIDER * row, (size_t)s->side * s->conv.w.k));
         saved = max_size(saved, REACH * row);
     }
+    state->picture = sq_take_mirror(memory, NULL, 3 * (size_t)net->side, net->side * sizeof(float));
     state->rows = sq_take_unset(arena, rows, sizeof(float));
     state->hidden = sq_take_unset(arena, hidden, sizeof(float));
     state->saved = sq_take_unset(arena, saved, sizeof(float));
@@ -198,7 +203,6 @@ void sq_convnext_plan(const sq_convnext *net, sq_convnext_state *state, sq_memor
 
 /* Rows [y, y + n) of a stage's map. */
 typedef struct band {
-    const squint_session *s;
     const sq_convnext *net;
     const sq_convnext_stage *stage;
     const sq_convnext_state *state;
@@ -210,92 +214,65 @@ typedef struct band {
 
 static size_t row_floats(const sq_convnext_stage *s) { return (size_t)s->side * s->channels; }
 
-/* Inputs of the stem's convolution for one row of the map, each [4][4][3]. */
-static void gather_picture(void *ctx, unsigned row, unsigned worker)
-{
-    (void)worker;
-    const band *const b = ctx;
-    const size_t side = b->net->side;
-    float *to = b->state->hidden + (size_t)row * b->stage->side * b->stage->conv.w.k;
-    for (size_t x = 0; x < side; x += STEM)
-        for (size_t ky = 0; ky < STEM; ky++)
-            for (size_t kx = 0; kx < STEM; kx++)
-                for (size_t c = 0; c < 3; c++)
-                    *to++ = b->from[(c * side + (b->y + row) * STEM + ky) * side + x + kx];
-}
-
-/* And of a convolution between stages, each [2][2][channels], normed. */
-static void gather_map(void *ctx, unsigned row, unsigned worker)
-{
-    (void)worker;
-    const band *const b = ctx;
-    const size_t c = b->stage->conv.in, side = (size_t)b->stage->side * DOWN;
-    const sq_rows_in in = sq_norm_rows(&b->stage->norm, NULL, (uint32_t)c, b->net->eps);
-    float *to = b->state->hidden + (size_t)row * b->stage->side * b->stage->conv.w.k;
-    for (size_t x = 0; x < side; x += DOWN)
-        for (size_t ky = 0; ky < DOWN; ky++)
-            for (size_t kx = 0; kx < DOWN; kx++, to += c)
-                b->s->model->kernels->row(&in, b->from + (((b->y + row) * DOWN + ky) * side + x + kx) * c, to);
-}
-
-static void norm_place(void *ctx, unsigned place, unsigned worker)
-{
-    (void)worker;
-    const band *const b = ctx;
-    const uint32_t c = b->stage->channels;
-    const sq_rows_in in = sq_norm_rows(&b->stage->norm, NULL, c, b->net->eps);
-    b->s->model->kernels->row(&in, b->state->rows + (size_t)place * c,
-                              b->map + b->y * row_floats(b->stage) + (size_t)place * c);
-}
-
-/* The map of a stage before its blocks. It may lie where `from` does: what a band writes was read by it or before. */
-static void enter_band(squint_session *s, const band *b, bool stem)
+/* The map of a stage before its blocks. It may lie where `from` does: what a band writes was read by it or before.
+ * @param norm  of the map before; NULL: `from` is the picture  */
+static void enter_band(squint_session *s, const band *b, const sq_rows_in *norm, float *out)
 {
     const sq_conv *const conv = &b->stage->conv;
-    const uint32_t c = b->stage->channels, m = b->n * b->stage->side;
-    float *const out = stem ? b->state->rows : b->map + b->y * row_floats(b->stage);
-    sq_pool_run(s->pool, b->n, stem ? gather_picture : gather_map, (void *)b);
+    const sq_patches gather = {.map = b->from,
+                               .planar = !norm,
+                               .side = b->stage->side * conv->stride,
+                               .channels = conv->in,
+                               .kernel = conv->kernel,
+                               .stride = conv->stride,
+                               .out_side = b->stage->side,
+                               .y0 = b->y,
+                               .n_rows = b->n,
+                               .norm = norm,
+                               .out = b->state->hidden};
+    sq_gather_patches(&s->compute, &gather);
     const sq_rows_in in = {.x = b->state->hidden, .ldx = conv->w.k, .k = conv->w.k, .op = SQ_ROW_COPY};
-    const sq_gemm_out store = {.c = out, .ldc = c, .bias = conv->bias};
-    sq_project(&s->compute, &in, m, (const sq_mat *const[]){&conv->w}, &store, 1);
-    if (stem) sq_pool_run(s->pool, m, norm_place, (void *)b);
+    const sq_gemm_out store = {.c = out, .ldc = b->stage->channels, .bias = conv->bias};
+    sq_project(&s->compute, &in, b->n * b->stage->side, (const sq_mat *const[]){&conv->w}, &store, 1);
 }
 
-static const float *row_before(const band *b, int64_t y)
+static void stem_band(squint_session *s, const band *b)
 {
-    const size_t row = row_floats(b->stage);
-    if (y < 0 || y >= b->stage->side) return NULL;
-    return y < b->y ? b->state->saved + (size_t)y % REACH * row : b->map + (size_t)y * row;
+    const uint32_t c = b->stage->channels;
+    enter_band(s, b, NULL, b->state->rows);
+    const sq_rows_in in = sq_norm_rows(&b->stage->norm, b->state->rows, c, b->net->eps);
+    sq_rows(&s->compute, &in, b->n * b->stage->side, b->map + b->y * row_floats(b->stage), c);
 }
 
-static void convolve_row(void *ctx, unsigned row, unsigned worker)
+static void down_band(squint_session *s, const band *b)
 {
-    (void)worker;
-    const band *const b = ctx;
-    sq_depthwise d = {.w = b->block->dw.weight,
-                      .bias = b->block->dw.bias,
-                      .width = b->stage->side,
-                      .channels = b->stage->channels,
-                      .out = b->state->rows + row * row_floats(b->stage)};
-    for (int ky = 0; ky < SQ_DEPTHWISE_SIDE; ky++)
-        d.rows[ky] = row_before(b, (int64_t)b->y + row + ky - REACH);
-    b->s->model->kernels->depthwise(&d);
+    const sq_rows_in norm = sq_norm_rows(&b->stage->norm, b->from, b->stage->conv.in, b->net->eps);
+    enter_band(s, b, &norm, b->map + b->y * row_floats(b->stage));
 }
 
 /* The band's last rows as the block found them; where it has fewer than 3, those before it stay. */
-static void save_rows(const band *b)
+static void save_rows(squint_session *s, const band *b)
 {
     const size_t row = row_floats(b->stage), end = (size_t)b->y + b->n;
     for (size_t y = b->n < REACH ? b->y : end - REACH; y < end; y++)
-        memcpy(b->state->saved + y % REACH * row, b->map + y * row, row * sizeof(float));
+        sq_copy(&s->compute, b->state->saved + y % REACH * row, b->map + y * row, row * sizeof(float));
 }
 
 static void block_band(squint_session *s, const band *b)
 {
     const sq_convnext_block *const w = b->block;
     const uint32_t c = b->stage->channels, m = b->n * b->stage->side;
-    sq_pool_run(s->pool, b->n, convolve_row, (void *)b);
-    save_rows(b);
+    const sq_depthwise_map convolved = {.map = b->map,
+                                        .before = b->state->saved,
+                                        .side = b->stage->side,
+                                        .channels = c,
+                                        .w = w->dw.weight,
+                                        .bias = w->dw.bias,
+                                        .y0 = b->y,
+                                        .n_rows = b->n,
+                                        .out = b->state->rows};
+    sq_convolve_depthwise(&s->compute, &convolved);
+    save_rows(s, b);
     const sq_rows_in in = sq_norm_rows(&w->norm, b->state->rows, c, b->net->eps);
     sq_run_linear(s, &w->pw1, &in, m, b->state->hidden, false);
     const sq_rows_in activated = {.x = b->state->hidden, .ldx = WIDER * c, .k = WIDER * c, .op = SQ_ROW_GELU};
@@ -303,8 +280,6 @@ static void block_band(squint_session *s, const band *b)
 }
 
 typedef void band_fn(squint_session *s, const band *b);
-static void stem_band(squint_session *s, const band *b) { enter_band(s, b, true); }
-static void down_band(squint_session *s, const band *b) { enter_band(s, b, false); }
 
 static void each_band(squint_session *s, band b, band_fn *fn)
 {
@@ -318,7 +293,8 @@ static void each_band(squint_session *s, band b, band_fn *fn)
 squint_err sq_convnext_forward(squint_session *s, const sq_convnext *net, const sq_convnext_state *state,
                                const float *pixels, float *const maps[SQ_SLOW_STAGES], squint_msg *msg)
 {
-    band b = {.s = s, .net = net, .state = state, .from = pixels};
+    band b = {.net = net, .state = state};
+    b.from = sq_upload(&s->compute, state->picture, pixels, 3 * (size_t)net->side * net->side);
     for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++, b.from = b.map) {
         const sq_convnext_stage *const stage = b.stage = &net->stages[i];
         b.map = maps[i];

@@ -5,8 +5,8 @@
  */
 #include "models/llava.h"
 #include "models/resample.h"
+#include "simd/exp.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -186,8 +186,8 @@ static void plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
     hr->inner = sq_take_unset(arena, slow, d_slow * sizeof(float));
     hr->tokens = sq_take_unset(arena, slow, d * sizeof(float));
     hr->matched = sq_take_unset(arena, n, d * sizeof(float));
-    hr->sums = sq_take_unset(sq_beside(memory), 2 * d, sizeof *hr->sums);
     hr->means = sq_take_unset(sq_beside(memory), 2 * d, sizeof *hr->means);
+    hr->device_means = sq_take_mirror(memory, hr->means, 2 * d, sizeof *hr->means);
     hr->gate = sq_take_unset(sq_beside(memory), 2, gate_width(&net->hr) * sizeof *hr->gate);
     if (arena->used < slow_end) arena->used = slow_end;
 }
@@ -234,7 +234,7 @@ static const float *slow_tokens(squint_session *s, const sq_linear *l, const sq_
     const sq_llava *const net = sq_llava_of(s);
     const sq_hr_state *const hr = &sq_llava_state_of(s)->hr;
     sq_run_linear(s, l, in, slow_places(net), hr->tokens, false);
-    return sq_match_tokens(s->pool, hr->tokens, net->slow.stages[SQ_SLOW_STAGES - 1].side, hr->matched,
+    return sq_match_tokens(&s->compute, hr->tokens, net->slow.stages[SQ_SLOW_STAGES - 1].side, hr->matched,
                            net->vit.patch.side, net->vit.d);
 }
 
@@ -243,64 +243,40 @@ static sq_rows_in rows_of(const float *x, uint32_t k, sq_row_op op)
     return (sq_rows_in){.x = x, .ldx = k, .k = k, .op = op};
 }
 
-typedef struct fast_job {
-    const squint_session *s;
-    const sq_affine *conv;
-    const float *y;
-    float *out;
-    uint32_t side, d;
-} fast_job;
-
-static void convolve_row(void *ctx, unsigned y, unsigned worker)
-{
-    (void)worker;
-    const fast_job *const j = ctx;
-    const size_t row = (size_t)j->side * j->d;
-    sq_depthwise c = {
-        .w = j->conv->weight, .bias = j->conv->bias, .width = j->side, .channels = j->d, .out = j->out + y * row};
-    for (uint32_t ky = 0; ky < SQ_DEPTHWISE_SIDE; ky++) {
-        const uint32_t from = y + ky - SQ_DEPTHWISE_SIDE / 2; /* above the map it wraps far past its side */
-        c.rows[ky] = from < j->side ? j->y + from * row : NULL;
-    }
-    j->s->model->kernels->depthwise(&c);
-}
-
 /* y += fast_proj(GELU(fast_conv(y))) */
 static void refine_fast(squint_session *s, const sq_hr_adapter *a)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
     const sq_llava_state *const state = sq_llava_state_of(s);
-    fast_job job = {s, &a->fast_conv, state->vit_x, state->vit_attn, vit->patch.side, vit->d};
-    sq_pool_run(s->pool, vit->patch.side, convolve_row, &job);
+    const sq_depthwise_map convolved = {.map = state->vit_x,
+                                        .side = vit->patch.side,
+                                        .channels = vit->d,
+                                        .w = a->fast_conv.weight,
+                                        .bias = a->fast_conv.bias,
+                                        .n_rows = vit->patch.side,
+                                        .out = state->vit_attn};
+    sq_convolve_depthwise(&s->compute, &convolved);
     const sq_rows_in in = rows_of(state->vit_attn, vit->d, SQ_ROW_GELU);
     sq_run_linear(s, &a->fast_proj, &in, vit->n_patches, state->vit_x, true);
 }
 
-static void sum_rows(const float *x, uint32_t n, uint32_t d, double *sums)
-{
-    memset(sums, 0, d * sizeof *sums);
-    for (uint32_t i = 0; i < n; i++, x += d)
-        for (uint32_t j = 0; j < d; j++)
-            sums[j] += (double)x[j];
-}
-
-/* How much of the slow tokens a picture's fast ones take in. */
-static float gate(const squint_session *s, const sq_hr_adapter *a, const float *fast, const float *slow)
+/* How much of the slow tokens a picture's fast ones take in. Both means decide, in so few sums that the program makes
+ * them itself. */
+static float gate(squint_session *s, const sq_hr_adapter *a, const float *fast, const float *slow)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
     const sq_hr_state *const hr = &sq_llava_state_of(s)->hr;
     const sq_kernels *const kernels = s->model->kernels;
     const uint32_t d = vit->d, inner = a->gate0.w.n;
     float *const before = hr->gate, *const after = hr->gate + inner;
-    sum_rows(fast, vit->n_patches, d, hr->sums);
-    sum_rows(slow, vit->n_patches, d, hr->sums + d);
-    for (uint32_t i = 0; i < 2 * d; i++)
-        hr->means[i] = (float)(hr->sums[i] / vit->n_patches);
+    sq_column_means(&s->compute, fast, vit->n_patches, d, hr->device_means);
+    sq_column_means(&s->compute, slow, vit->n_patches, d, hr->device_means + d);
+    sq_read(&s->compute, hr->means, hr->device_means, 2 * (size_t)d * sizeof *hr->means);
     for (uint32_t i = 0; i < inner; i++)
         before[i] = kernels->dot(a->gate0.w.f32 + (size_t)i * 2 * d, hr->means, 2 * (size_t)d) + a->gate0.bias[i];
     const sq_rows_in gelu = rows_of(before, inner, SQ_ROW_GELU);
     kernels->row(&gelu, before, after);
-    return tanhf(kernels->dot(a->gate2.w.f32, after, inner) + a->gate2.bias[0]);
+    return sq_tanh(kernels->dot(a->gate2.w.f32, after, inner) + a->gate2.bias[0]);
 }
 
 void sq_hr_adapt(squint_session *s, uint32_t i)
@@ -309,15 +285,13 @@ void sq_hr_adapt(squint_session *s, uint32_t i)
     const sq_hr_adapter *const a = &net->hr.adapters[i];
     const sq_llava_state *const state = sq_llava_state_of(s);
     const uint32_t d_slow = a->slow_conv.w.k;
-    const size_t floats = (size_t)net->vit.n_patches * net->vit.d;
     const sq_rows_in map = rows_of(state->hr.map, d_slow, SQ_ROW_COPY);
     sq_run_linear(s, &a->slow_conv, &map, slow_places(net), state->hr.inner, false);
     const sq_rows_in inner = rows_of(state->hr.inner, d_slow, SQ_ROW_GELU);
     const float *const slow = slow_tokens(s, &a->slow_proj, &inner);
     refine_fast(s, a);
     const float g = gate(s, a, state->vit_x, slow);
-    for (size_t j = 0; j < floats; j++)
-        state->vit_x[j] += g * slow[j];
+    sq_add_scaled(&s->compute, state->vit_x, slow, g, (size_t)net->vit.n_patches * net->vit.d);
     sq_trace_floats(s, SQ_TRACE_ADAPTER, (int)i, state->vit_x, net->vit.n_patches, net->vit.d);
 }
 
@@ -331,8 +305,7 @@ const float *sq_hr_align(squint_session *s)
     const sq_rows_in fast = rows_of(state->vit_x, d, SQ_ROW_COPY);
     const float *const slow = slow_tokens(s, &net->hr.out_slow, &map);
     sq_run_linear(s, &net->hr.out_fast, &fast, n, out, false);
-    for (size_t i = 0; i < (size_t)n * d; i++)
-        out[i] += slow[i];
+    sq_add_scaled(&s->compute, out, slow, 1.0f, (size_t)n * d);
     sq_trace_floats(s, SQ_TRACE_TOWER, -1, out, n, d);
     return out;
 }

@@ -76,7 +76,8 @@ typedef struct sq_convnext_stage {
 
 typedef struct sq_convnext {
     uint32_t side;        /* of the picture, pixels */
-    uint32_t band_places; /* of a map that a block's hidden map exists for at a time */
+    uint32_t band_places; /* of a map that a block's hidden map exists for at a time, at most */
+    uint32_t band_floats; /* that this then has, at most */
     float eps;
     sq_convnext_stage stages[SQ_SLOW_STAGES];
 } sq_convnext;
@@ -244,30 +245,31 @@ typedef struct sq_kv_layer {
 } sq_kv_layer;
 
 typedef struct sq_convnext_state {
-    float *rows;   /* a band of a map, convolved */
-    float *hidden; /* the same four times as wide, or inputs of a convolution */
-    float *saved;  /* 3 rows as they were before a block changed them */
+    float *picture; /* @device, as all of these; [3][side][side], NULL on the CPU */
+    float *rows;    /* a band of a map, convolved */
+    float *hidden;  /* the same four times as wide, or inputs of a convolution */
+    float *saved;   /* 3 rows as they were before a block changed them, row y at y % 3 */
 } sq_convnext_state;
 
 typedef struct sq_hr_state {
-    float *map;     /* of all the slow tower's stages, one after another */
-    float *small;   /* [3][vit.side][vit.side] */
-    float *inner;   /* [places][slow channels] */
-    float *tokens;  /* [places][vit.d] */
-    float *matched; /* [n_patches][vit.d]: the same, where they are more or fewer */
-    double *sums;   /* [2 vit.d] */
-    float *means;   /* [2 vit.d] */
-    float *gate;    /* [2][width of the widest gate] */
+    float *map;          /* @device of all the slow tower's stages, one after another */
+    float *small;        /* [3][vit.side][vit.side] */
+    float *inner;        /* @device [places][slow channels] */
+    float *tokens;       /* @device [places][vit.d] */
+    float *matched;      /* @device [n_patches][vit.d]: the same, where they are more or fewer */
+    float *means;        /* [2 vit.d] */
+    float *device_means; /* @device the same */
+    float *gate;         /* [2][width of the widest gate] */
 } sq_hr_state;
 
 typedef struct sq_mgm_state {
-    float *tokens;               /* [n_images][n_patches][vit.d] */
+    float *tokens;               /* @device [n_images][n_patches][vit.d] */
     float *large;                /* [3][grid * vit.side][grid * vit.side] */
     float *image;                /* [3][vit.side][vit.side] */
-    float *maps[SQ_SLOW_STAGES]; /* of the slow tower's stages */
-    float *queries;              /* [n_patches][vit.d] */
-    float *asked;                /* [n_patches][d_aux] what a token looks for, then what it found */
-    float *scratch;              /* a part for each worker: see models/mgm.c */
+    float *maps[SQ_SLOW_STAGES]; /* @device of the slow tower's stages */
+    float *queries;              /* @device [n_patches][vit.d] */
+    float *asked;                /* @device [n_patches][d_aux] what a token looks for, then what it found */
+    float *scratch;              /* a part for each worker: sq_mine_scratch() */
 } sq_mgm_state;
 
 struct sq_llava_state {
@@ -287,6 +289,7 @@ struct sq_llava_state {
     sq_route_host host;
     sq_route route; /* the same arrays @device, and those of the rows that a layer runs */
     /* tower */
+    float *image;    /* @device, as all of these; [3][vit.side][vit.side], NULL on the CPU */
     float *map[2];   /* feature maps of the stem, height x width x channels */
     float *patches;  /* rows of a convolution's input */
     float *vit_x;    /* [n_positions][vit.d] */
@@ -299,11 +302,12 @@ struct sq_llava_state {
     uint32_t step; /* of n_steps: blocks done, of all images */
     uint32_t n_steps;
     /* anyres */
-    sq_tiles tiles;       /* of the picture at hand; rows 0: it has none */
-    sq_kept_map kept_map; /* of their feature map */
-    sq_size tile_tokens;  /* that this becomes: columns without the newline's, and rows */
-    uint32_t *from, *to;  /* [vit.n_patches] patches of a tile and the rows that they become */
-    float *tile_map;      /* [kept_map][d], where it is to be shrunk */
+    sq_tiles tiles;                    /* of the picture at hand; rows 0: it has none */
+    sq_kept_map kept_map;              /* of their feature map */
+    sq_size tile_tokens;               /* that this becomes: columns without the newline's, and rows */
+    uint32_t *from, *to;               /* [vit.n_patches] patches of a tile and the rows that they become */
+    uint32_t *device_from, *device_to; /* @device the same */
+    float *tile_map;                   /* @device [kept_map][d], where it is to be shrunk */
 };
 
 /* ---- Parts ---------------------------------------------------------------------------------- */
@@ -432,14 +436,6 @@ const float *sq_hr_align(squint_session *s);
 
 /* models/mgm.c */
 extern const sq_front sq_front_mgm;
-/**
- * What a token finds in n places.
- * @param query  [d]
- * @param z      [n][d_aux] places, normed without weights
- * @param asked  [d_aux] in: mgm->keys times the query; out: what v multiplies
- */
-void sq_mgm_look(const sq_mgm *mgm, const sq_kernels *kernels, const float *query, const float *z, uint32_t n,
-                 float *asked);
 
 /* models/vit.c */
 squint_err sq_vit_load(squint_model *m, sq_vit *vit, squint_msg *msg);

@@ -15,11 +15,10 @@
 #include "models/llava.h"
 #include "models/resample.h"
 
-#include <float.h>
-#include <math.h>
 #include <string.h>
 
-enum { MAX_GRID = 2, MAX_BLOCK = 32 };
+enum { MAX_GRID = 2 };
+static_assert((int)SQ_MINE_MAPS == (int)SQ_SLOW_STAGES, "a map of each stage is mined");
 
 static const float MINE_EPS = 1e-5f; /* PyTorch's default */
 
@@ -78,12 +77,12 @@ static squint_err read_shape(squint_model *m, const sq_llava *net, sq_mgm *mgm, 
     mgm->n_images = mgm->grid * mgm->grid + mgm->global;
     const uint32_t places = side / SQ_SLOW_STEM, tokens = mgm->grid * net->vit.patch.side;
     mgm->m = places / tokens;
-    if (mgm->m && mgm->m <= MAX_BLOCK && places % tokens == 0) return SQUINT_OK;
+    if (mgm->m && mgm->m <= SQ_MINE_BLOCK && places % tokens == 0) return SQUINT_OK;
     return sq_fail(
         msg, SQUINT_ERR_FORMAT,
         "%s: key squint.vision.input_size: a map of %ux%u places is not %ux%u tokens' blocks of equal size, up "
         "to %dx%d",
-        sq_vision_path(m), places, places, tokens, tokens, MAX_BLOCK, MAX_BLOCK);
+        sq_vision_path(m), places, places, tokens, tokens, SQ_MINE_BLOCK, SQ_MINE_BLOCK);
 }
 
 static squint_err load(squint_model *m, sq_llava *net, squint_msg *msg)
@@ -118,20 +117,15 @@ static void needs(const sq_llava *net, sq_needs *n)
     sq_need(n, &net->mgm.v.w, net->vit.n_patches);
 }
 
-/* Of a worker: the places of a block, normed, and one before. */
-static size_t scratch_floats(const sq_mgm *mgm)
-{
-    const size_t line = SQ_ARENA_ALIGN / sizeof(float); /* workers never share one */
-    return (((size_t)mgm->m * mgm->m + 2) * mgm->keys.n + line - 1) / line * line;
-}
-
 static void plan_mining(squint_session *s, const sq_llava *net, sq_mgm_state *mgm, sq_memory *memory)
 {
     sq_arena *const arena = &memory->device;
     const size_t n = net->vit.n_patches;
     mgm->queries = sq_take_unset(arena, n, net->vit.d * sizeof(float));
     mgm->asked = sq_take_unset(arena, n, net->mgm.keys.n * sizeof(float));
-    mgm->scratch = sq_take_unset(sq_beside(memory), s->options.threads, scratch_floats(&net->mgm) * sizeof(float));
+    if (memory->device.remote) return;
+    const size_t scratch = sq_mine_scratch(net->mgm.m, net->mgm.keys.n);
+    mgm->scratch = sq_take_unset(arena, s->options.threads, scratch * sizeof(float));
 }
 
 static void keep_most(sq_arena *arena, size_t *most)
@@ -241,115 +235,40 @@ static squint_err encode_images(squint_session *s, squint_msg *msg)
         cut_image(s, i);
         const squint_err err = sq_vit_forward(s, state->mgm.image, msg);
         if (err) return err;
-        memcpy(state->mgm.tokens + i * floats, sq_vit_patches(s), floats * sizeof(float));
+        sq_copy(&s->compute, state->mgm.tokens + i * floats, sq_vit_patches(s), floats * sizeof(float));
     }
     return SQUINT_OK;
 }
 
 /* ---- mining ---- */
 
-typedef struct mine_job {
-    const squint_session *s;
-    const sq_llava *net;
-    const sq_mgm_state *state;
-    uint32_t image;
-} mine_job;
-
-/* A place of the joined map, all stages at the first one's size. */
-static void join_place(const mine_job *j, uint32_t y, uint32_t x, float *out)
-{
-    const sq_convnext *const slow = &j->net->slow;
-    for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
-        const size_t side = slow->stages[i].side, c = slow->stages[i].channels;
-        const sq_tap ty = sq_bilinear_tap(y, slow->stages[i].side, slow->stages[0].side, false);
-        const sq_tap tx = sq_bilinear_tap(x, slow->stages[i].side, slow->stages[0].side, false);
-        const float *const above = j->state->maps[i] + ty.low * side * c;
-        const float *const below = j->state->maps[i] + ty.high * side * c;
-        const float *const from[] = {above + tx.low * c, above + tx.high * c, below + tx.low * c, below + tx.high * c};
-        if (i)
-            sq_lerp_rows(from, tx, ty, slow->stages[i].channels, out);
-        else
-            memcpy(out, from[0], c * sizeof *out);
-        out += c;
-    }
-}
-
 /* The whole picture's map is the joined one, grid x grid places made one. */
-static void join_whole(const mine_job *j, uint32_t y, uint32_t x, float *out, float *part)
+static void mine_places(squint_session *s, uint32_t image)
 {
-    const uint32_t grid = j->net->mgm.grid, d = j->net->mgm.keys.n;
-    const float share = 1.0f / (float)(grid * grid);
-    memset(out, 0, d * sizeof *out);
-    for (uint32_t i = 0; i < grid * grid; i++) {
-        join_place(j, y * grid + i / grid, x * grid + i % grid, part);
-        for (uint32_t c = 0; c < d; c++)
-            out[c] += share * part[c];
+    const sq_llava *const net = sq_llava_of(s);
+    const sq_mgm *const mgm = &net->mgm;
+    const sq_mgm_state *const state = &sq_llava_state_of(s)->mgm;
+    const uint32_t grid = mgm->grid, tokens = net->vit.patch.side;
+    const bool whole = image == grid * grid;
+    const sq_rows_in norm = sq_norm_rows(&mgm->plain, NULL, mgm->keys.n, MINE_EPS);
+    sq_mine mine = {.shrink = whole ? grid : 1,
+                    .x = whole ? 0 : image % grid * tokens * mgm->m,
+                    .y = whole ? 0 : image / grid * tokens * mgm->m,
+                    .tokens = tokens,
+                    .m = mgm->m,
+                    .norm = &norm,
+                    .d = mgm->keys.k,
+                    .queries = state->queries,
+                    .key_offset = mgm->key_offset,
+                    .weight = mgm->v_norm.weight,
+                    .bias = mgm->v_norm.bias,
+                    .asked = state->asked};
+    for (uint32_t i = 0; i < SQ_SLOW_STAGES; i++) {
+        mine.maps[i] = state->maps[i];
+        mine.sides[i] = net->slow.stages[i].side;
+        mine.channels[i] = net->slow.stages[i].channels;
     }
-}
-
-/* Place (y, x) of what an image's tokens see. */
-static void place_of(const mine_job *j, uint32_t y, uint32_t x, float *out, float *part)
-{
-    const sq_mgm *const mgm = &j->net->mgm;
-    const uint32_t grid = mgm->grid, side = j->net->vit.patch.side * mgm->m;
-    if (j->image == grid * grid)
-        join_whole(j, y, x, out, part);
-    else
-        join_place(j, j->image / grid * side + y, j->image % grid * side + x, out);
-}
-
-/* torch.nan_to_num() */
-static float finite(float v) { return isnan(v) ? 0.0f : v > FLT_MAX ? FLT_MAX : v < -FLT_MAX ? -FLT_MAX : v; }
-
-static void softmax(float *v, uint32_t n)
-{
-    float most = v[0], sum = 0.0f;
-    for (uint32_t i = 1; i < n; i++)
-        most = v[i] > most ? v[i] : most;
-    for (uint32_t i = 0; i < n; i++)
-        sum += v[i] = expf(v[i] - most);
-    for (uint32_t i = 0; i < n; i++)
-        v[i] /= sum;
-}
-
-/* Normed places of a token's block, [m * m][d_aux]. */
-static void make_block(const mine_job *j, uint32_t token, float *z, float *place)
-{
-    const sq_mgm *const mgm = &j->net->mgm;
-    const uint32_t m = mgm->m, side = j->net->vit.patch.side, d = mgm->keys.n;
-    const sq_rows_in norm = sq_norm_rows(&mgm->plain, NULL, d, MINE_EPS);
-    for (uint32_t i = 0; i < m * m; i++) {
-        place_of(j, token / side * m + i / m, token % side * m + i % m, place, place + d);
-        j->s->model->kernels->row(&norm, place, z + (size_t)i * d);
-    }
-}
-
-void sq_mgm_look(const sq_mgm *mgm, const sq_kernels *kernels, const float *query, const float *z, uint32_t n,
-                 float *asked)
-{
-    const uint32_t d_aux = mgm->keys.n, d = mgm->keys.k;
-    const float scale = 1.0f / sqrtf((float)d), offset = kernels->dot(query, mgm->key_offset, d);
-    float scores[MAX_BLOCK * MAX_BLOCK];
-    for (uint32_t i = 0; i < n; i++)
-        scores[i] = finite((kernels->dot(asked, z + (size_t)i * d_aux, d_aux) + offset) * scale);
-    softmax(scores, n);
-    memset(asked, 0, d_aux * sizeof *asked);
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t c = 0; c < d_aux; c++)
-            asked[c] += scores[i] * z[(size_t)i * d_aux + c];
-    for (uint32_t c = 0; c < d_aux; c++)
-        asked[c] = asked[c] * mgm->v_norm.weight[c] + mgm->v_norm.bias[c];
-}
-
-static void mine_token(void *ctx, unsigned token, unsigned worker)
-{
-    const mine_job *const j = ctx;
-    const sq_mgm *const mgm = &j->net->mgm;
-    const size_t n = (size_t)mgm->m * mgm->m, d_aux = mgm->keys.n, d = mgm->keys.k;
-    float *const z = j->state->scratch + worker * scratch_floats(mgm);
-    make_block(j, token, z, z + n * d_aux);
-    sq_mgm_look(mgm, j->s->model->kernels, j->state->queries + token * d, z, (uint32_t)n,
-                j->state->asked + token * d_aux);
+    sq_mine_tokens(&s->compute, &mine, state->scratch);
 }
 
 /* An image's tokens, [n_patches][d], and what they found. */
@@ -359,12 +278,11 @@ static squint_err mine(squint_session *s, uint32_t image, float *tokens, squint_
     const sq_mgm *const mgm = &net->mgm;
     const sq_mgm_state *const state = &sq_llava_state_of(s)->mgm;
     const uint32_t n = net->vit.n_patches, d = net->vit.d, d_aux = mgm->keys.n;
-    mine_job job = {s, net, state, image};
     const sq_rows_in in = sq_norm_rows(&mgm->q_norm, tokens, d, MINE_EPS);
     sq_run_linear(s, &mgm->q, &in, n, state->queries, false);
     const sq_rows_in queries = {.x = state->queries, .ldx = d, .k = d, .op = SQ_ROW_COPY};
     sq_run_linear(s, &(sq_linear){.w = mgm->keys}, &queries, n, state->asked, false);
-    sq_pool_run(s->pool, n, mine_token, &job);
+    mine_places(s, image);
     const sq_rows_in found = {.x = state->asked, .ldx = d_aux, .k = d_aux, .op = SQ_ROW_COPY};
     sq_run_linear(s, &mgm->v, &found, n, tokens, true);
     sq_trace_floats(s, SQ_TRACE_MINED, -1, tokens, n, d);

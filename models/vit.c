@@ -7,7 +7,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 enum { MAX_SIDE = 4096, MAX_LAYERS = 512, MAX_CHANNELS = 4096, STEM_KERNEL = 3 };
 
@@ -253,13 +252,13 @@ void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
 {
     sq_arena *const arena = &memory->device;
     const sq_vit *const vit = &net->vit;
-    const size_t side = vit->side;
     (void)s;
-    size_t map = side * side * 3, patches = patch_floats(&vit->patch);
+    size_t map = 0, patches = patch_floats(&vit->patch);
     for (uint32_t i = 0; i < vit->n_stem; i++) {
         map = max_size(map, map_floats(&vit->stem[i]));
         patches = max_size(patches, patch_floats(&vit->stem[i]));
     }
+    state->image = sq_take_mirror(memory, NULL, 3 * (size_t)vit->side, vit->side * sizeof(float));
     state->map[0] = sq_take_unset(arena, map, sizeof(float));
     state->map[1] = sq_take_unset(arena, map, sizeof(float));
     state->patches = sq_take_unset(arena, patches, sizeof(float));
@@ -271,86 +270,57 @@ void sq_vit_plan(squint_session *s, const sq_llava *net, sq_llava_state *state, 
 
 /* ---- running ---- */
 
-/* [3][side][side] to [side][side][3] */
-static void pixels_to_map(const float *pixels, float *map, size_t side)
-{
-    for (size_t i = 0; i < side * side; i++)
-        for (size_t c = 0; c < 3; c++)
-            map[i * 3 + c] = pixels[c * side * side + i];
-}
-
-typedef struct patch_job {
-    const sq_conv *conv;
-    const float *map; /* [side][side][conv->in] */
-    uint32_t side;
-    float *patches; /* [conv->side * conv->side][kernel * kernel * in] */
-} patch_job;
-
-/* The rows of a convolution's input for one row of its output; zeros outside the map. */
-static void gather_patches(void *ctx, unsigned out_y, unsigned worker)
-{
-    (void)worker;
-    const patch_job *const job = ctx;
-    const sq_conv *const c = job->conv;
-    const size_t bytes = c->in * sizeof(float);
-    float *dst = job->patches + (size_t)out_y * c->side * c->w.k;
-    for (uint32_t out_x = 0; out_x < c->side; out_x++)
-        for (uint32_t ky = 0; ky < c->kernel; ky++)
-            for (uint32_t kx = 0; kx < c->kernel; kx++, dst += c->in) {
-                /* Above and left of the map the unsigned difference wraps far past its side. */
-                const uint32_t y = out_y * c->stride + ky - c->pad, x = out_x * c->stride + kx - c->pad;
-                if (y < job->side && x < job->side)
-                    memcpy(dst, job->map + ((size_t)y * job->side + x) * c->in, bytes);
-                else
-                    memset(dst, 0, bytes);
-            }
-}
-
-static void convolve(squint_session *s, const sq_conv *conv, const float *map, uint32_t side, float *out)
+/* @param planar  map is [in][side][side] */
+static void convolve(squint_session *s, const sq_conv *conv, const float *map, bool planar, uint32_t side, float *out)
 {
     float *const patches = sq_llava_state_of(s)->patches;
-    patch_job job = {conv, map, side, patches};
-    sq_pool_run(s->pool, conv->side, gather_patches, &job);
+    const sq_patches gather = {.map = map,
+                               .planar = planar,
+                               .side = side,
+                               .channels = conv->in,
+                               .kernel = conv->kernel,
+                               .stride = conv->stride,
+                               .pad = conv->pad,
+                               .out_side = conv->side,
+                               .n_rows = conv->side,
+                               .out = patches};
+    sq_gather_patches(&s->compute, &gather);
     const sq_rows_in in = {.x = patches, .ldx = conv->w.k, .k = conv->w.k, .op = SQ_ROW_COPY};
     const sq_gemm_out store = {.c = out, .ldc = conv->w.n, .bias = conv->bias};
     sq_project(&s->compute, &in, conv->side * conv->side, (const sq_mat *const[]){&conv->w}, &store, 1);
 }
 
-static void relu(float *x, size_t n)
+static void normalise_rows(squint_session *s, const sq_vit *vit, const sq_affine *ln, float *rows)
 {
-    for (size_t i = 0; i < n; i++)
-        x[i] = x[i] > 0 ? x[i] : 0;
+    const sq_rows_in in = sq_norm_rows(ln, rows, vit->d, vit->eps);
+    sq_rows(&s->compute, &in, vit->n_positions, rows, vit->d);
 }
 
-static void normalise_rows(const squint_session *s, const sq_vit *vit, const sq_affine *ln, float *rows)
+float *sq_vit_patches(const squint_session *s)
 {
-    float *const row = sq_llava_state_of(s)->vit_attn;
-    const sq_rows_in in = {
-        .k = vit->d, .op = SQ_ROW_LAYERNORM, .weight = ln->weight, .bias = ln->bias, .eps = vit->eps};
-    for (uint32_t i = 0; i < vit->n_positions; i++, rows += vit->d) {
-        s->model->kernels->row(&in, rows, row);
-        memcpy(rows, row, vit->d * sizeof *rows);
-    }
+    const sq_vit *const vit = &sq_llava_of(s)->vit;
+    return sq_llava_state_of(s)->vit_x + (size_t)(vit->n_positions - vit->n_patches) * vit->d;
 }
 
 void sq_vit_embed(squint_session *s, const float *pixels)
 {
     const sq_vit *const vit = &sq_llava_of(s)->vit;
-    sq_llava_state *const state = sq_llava_state_of(s);
+    const sq_llava_state *const state = sq_llava_state_of(s);
+    sq_compute *const compute = &s->compute;
+    float *const x = state->vit_x;
     uint32_t side = vit->side;
-    unsigned from = 0;
     sq_trace(s, SQ_TRACE_PIXELS, -1, pixels, 1, 3 * side * side);
-    pixels_to_map(pixels, state->map[0], side);
-    for (uint32_t i = 0; i < vit->n_stem; i++, from ^= 1) {
-        convolve(s, &vit->stem[i], state->map[from], side, state->map[from ^ 1]);
-        relu(state->map[from ^ 1], map_floats(&vit->stem[i]));
+    const float *map = sq_upload(compute, state->image, pixels, 3 * (size_t)side * side);
+    for (uint32_t i = 0; i < vit->n_stem; i++) {
+        float *const out = state->map[i % 2];
+        convolve(s, &vit->stem[i], map, !i, side, out);
+        sq_relu(compute, out, map_floats(&vit->stem[i]));
+        map = out;
         side = vit->stem[i].side;
     }
-    float *const x = state->vit_x;
-    if (vit->class_embd) memcpy(x, vit->class_embd, vit->d * sizeof *x);
-    convolve(s, &vit->patch, state->map[from], side, x + (size_t)(vit->n_positions - vit->n_patches) * vit->d);
-    for (size_t i = 0; i < (size_t)vit->n_positions * vit->d; i++)
-        x[i] += vit->position_embd[i];
+    if (vit->class_embd) sq_write(compute, x, vit->class_embd, vit->d * sizeof *x);
+    convolve(s, &vit->patch, map, !vit->n_stem, side, sq_vit_patches(s));
+    sq_add_weights(compute, x, vit->position_embd, (size_t)vit->n_positions * vit->d);
     if (vit->pre_ln.weight) normalise_rows(s, vit, &vit->pre_ln, x);
     sq_trace_floats(s, SQ_TRACE_PATCHES, -1, x, vit->n_positions, vit->d);
 }
@@ -427,12 +397,6 @@ squint_err sq_vit_blocks(squint_session *s, uint32_t first, uint32_t end, squint
         if (err) return err;
     }
     return SQUINT_OK;
-}
-
-float *sq_vit_patches(const squint_session *s)
-{
-    const sq_vit *const vit = &sq_llava_of(s)->vit;
-    return sq_llava_state_of(s)->vit_x + (size_t)(vit->n_positions - vit->n_patches) * vit->d;
 }
 
 void sq_vit_finish(squint_session *s)

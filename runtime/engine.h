@@ -241,6 +241,28 @@ squint_err sq_finish(sq_compute *c, squint_msg *msg);
 void sq_rows(sq_compute *c, const sq_rows_in *in, uint32_t m, float *out, size_t ldo);
 void sq_store_kv(sq_compute *c, const sq_kv_store *store);
 
+/* Of the towers; see simd/device.h. */
+/** n floats of the program's memory for verbs to read: on the CPU where they lie, else written to `to`. */
+const float *sq_upload(sq_compute *c, float *to /* @device */, const float *from, size_t n);
+void sq_gather_patches(sq_compute *c, const sq_patches *p);
+void sq_convolve_depthwise(sq_compute *c, const sq_depthwise_map *d);
+void sq_resize(sq_compute *c, const sq_resize_map *r);
+void sq_column_means(sq_compute *c, const float *x, uint32_t n, uint32_t d, float *out);
+void sq_relu(sq_compute *c, float *x, size_t n);
+/** x[i] += scale * y[i] */
+void sq_add_scaled(sq_compute *c, float *x, const float *y, float scale, size_t n);
+/** x[i] += w[i], which are the model's. */
+void sq_add_weights(sq_compute *c, float *x, const float *w, size_t n);
+
+/** Floats of scratch that a thread needs for blocks of m x m places of d floats. */
+size_t sq_mine_scratch(uint32_t m, uint32_t d);
+/** @param scratch  of the CPU, [n_threads] such parts in the program's memory */
+void sq_mine_tokens(sq_compute *c, const sq_mine *m, float *scratch);
+/** One token on the CPU: what it finds in n normed places.
+ *  @param query, z, asked  [m->d], [n][m->norm->k], [m->norm->k] */
+void sq_mine_look(const sq_mine *m, const sq_kernels *kernels, const float *query, const float *z, uint32_t n,
+                  float *asked);
+
 /* What sq_route_layer() needs of the program's memory. */
 typedef struct sq_route_host {
     uint32_t *kept;            /* [n] out: sq_route.kept */

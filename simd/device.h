@@ -93,18 +93,73 @@ typedef struct sq_route {
 
 /* ---- Verbs of the towers ------------------------------------------------------------------ */
 
+/* Maps are [side][side][channels] floats: a place is a row of a matrix product. */
+
 /*
  * Rows [y0, y0 + n_rows) of a convolution's input: for each place of the output map its kernel x kernel x channels
  * inputs, zeros outside the map.
  */
 typedef struct sq_patches {
-    const float *map; /* @device [side][side][channels] */
+    const float *map; /* @device */
+    bool planar;      /* it is [channels][side][side] */
     uint32_t side, channels, kernel, stride, pad;
     uint32_t out_side;      /* of the output map */
     uint32_t y0, n_rows;    /* of the output map */
-    const sq_rows_in *norm; /* each place goes through it first; NULL: as it lies */
+    const sq_rows_in *norm; /* each place goes through it first; NULL, as of a planar map: as it lies */
     float *out;             /* @device [n_rows * out_side][kernel * kernel * channels] */
 } sq_patches;
+
+/* Rows [y0, y0 + n_rows) of a 7x7 convolution of each channel by itself: see sq_depthwise. */
+typedef struct sq_depthwise_map {
+    const float *map; /* @device */
+    const float
+        *before; /* @device [3][side][channels] row y at y % 3: what rows above y0 are to count as; not for y0 0 */
+    uint32_t side, channels;
+    const float *w, *bias; /* @weights [49][channels], [channels] */
+    uint32_t y0, n_rows;
+    float *out; /* @device [n_rows][side][channels], not within the map */
+} sq_depthwise_map;
+
+/* How the places of a map become more or fewer: see simd/tap.h. */
+typedef enum sq_resize_by {
+    SQ_RESIZE_EDGES,   /* bilinear, the outer edges of both maps at the same place */
+    SQ_RESIZE_CORNERS, /* bilinear, the middles of the outermost places at the same place */
+    SQ_RESIZE_MEANS,   /* means of blocks; out's sides divide the map's by the same number */
+} sq_resize_by;
+
+typedef struct sq_resize_map {
+    sq_resize_by by;
+    const float *map; /* @device [height][width][channels] */
+    uint32_t width, height, channels;
+    uint32_t out_width, out_height;
+    uint32_t out_row; /* places from one row of `out` to the next */
+    float *out;       /* @device [out_height][out_row][channels], of each row the first out_width */
+} sq_resize_map;
+
+/*
+ * Tokens look for detail in places of a map that joins the channels of several, each enlarged to the first one's size
+ * by SQ_RESIZE_EDGES. Each of tokens x tokens sees a block of m x m places of its own:
+ *
+ *     z_j = norm(place j),  score_j = (asked . z_j + query . key_offset) / sqrt(d)
+ *     asked = weight * sum_j softmax_j(score) z_j + bias
+ *
+ * A score that is NaN counts as 0, an infinite one as the largest number: torch.nan_to_num(). The exponentials are
+ * added in rising order of j, and so are the places.
+ */
+enum { SQ_MINE_MAPS = 4, SQ_MINE_BLOCK = 32 };
+typedef struct sq_mine {
+    const float *maps[SQ_MINE_MAPS]; /* @device */
+    uint32_t sides[SQ_MINE_MAPS], channels[SQ_MINE_MAPS];
+    uint32_t shrink;        /* a place is the mean of shrink x shrink of the joined map */
+    uint32_t x, y;          /* such a place: the upper left one of the first token's block */
+    uint32_t tokens, m;     /* m <= SQ_MINE_BLOCK */
+    const sq_rows_in *norm; /* k: channels of all maps */
+    uint32_t d;
+    const float *queries;       /* @device [tokens * tokens][d] */
+    const float *key_offset;    /* @weights [d] */
+    const float *weight, *bias; /* @weights [norm->k] */
+    float *asked;               /* @device [tokens * tokens][norm->k] in and out */
+} sq_mine;
 
 /* ---- The table ---------------------------------------------------------------------------- */
 
@@ -151,9 +206,12 @@ typedef struct sq_device_ops {
     /** Multiplies the targets from row first_row on by their factors, which become 1; they must be scored again. */
     void (*settle)(sq_stream *s, const sq_route *r, uint32_t first_row);
 
-    /** pixels @host [3][side][side] become map @device [side][side][3]. */
-    void (*planes)(sq_stream *s, const float *pixels, uint32_t side, float *map);
     void (*patches)(sq_stream *s, const sq_patches *p);
+    void (*depthwise)(sq_stream *s, const sq_depthwise_map *d);
+    void (*resize)(sq_stream *s, const sq_resize_map *r);
+    void (*mine)(sq_stream *s, const sq_mine *m);
+    /** out[j] = the mean of x[i][j], i < n, added in this order in binary64; x [n][d] and out [d] @device. */
+    void (*means)(sq_stream *s, const float *x, uint32_t n, uint32_t d, float *out);
     void (*relu)(sq_stream *s, float *x, size_t n);
     /** x[i] += scale * y[i]; y @device. */
     void (*add)(sq_stream *s, float *x, const float *y, float scale, size_t n);

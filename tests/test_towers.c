@@ -8,6 +8,7 @@
  */
 #include "models/llava.h"
 #include "models/resample.h"
+#include "simd/tap.h"
 #include "tests/fixture.h"
 #include "tests/support.h"
 
@@ -483,10 +484,16 @@ static void mine_one(squint_session *s, const float *map, uint32_t token, float 
     const sq_rows_in in = sq_norm_rows(&mgm->q_norm, x, FAST, 1e-5f);
     const sq_rows_in queries = {.x = query, .ldx = FAST, .k = FAST, .op = SQ_ROW_COPY};
     const sq_rows_in found = {.x = asked, .ldx = SLOW, .k = SLOW, .op = SQ_ROW_COPY};
+    const sq_rows_in norm = {.k = SLOW};
+    const sq_mine mine = {.norm = &norm,
+                          .d = FAST,
+                          .key_offset = mgm->key_offset,
+                          .weight = mgm->v_norm.weight,
+                          .bias = mgm->v_norm.bias};
     norm_block(s, map, token, z);
     sq_run_linear(s, &mgm->q, &in, 1, query, false);
     sq_run_linear(s, &(sq_linear){.w = mgm->keys}, &queries, 1, asked, false);
-    sq_mgm_look(mgm, s->model->kernels, query, z, 4, asked);
+    sq_mine_look(&mine, s->model->kernels, query, z, 4, asked);
     sq_run_linear(s, &mgm->v, &found, 1, x, true);
 }
 
@@ -521,13 +528,16 @@ static void test_scores_that_are_no_numbers(void **state)
         double share;               /* of the second place */
     } cases[] = {{INFINITY, 0, 1, 1},    {-INFINITY, 0, 1, 0}, {INFINITY, 0, 0, 0.5}, {INFINITY, 1, 1, 0.5},
                  {-INFINITY, 1, 1, 0.5}, {INFINITY, -1, 1, 1}, {INFINITY, -1, 0, 1},  {1, 0, 1, 0.73105858}};
-    const sq_mgm mgm = {.keys = {.n = 2, .k = 1},
-                        .key_offset = (const float[]){0},
-                        .v_norm = {(const float[]){1, 1}, (const float[]){0, 0}}};
+    const sq_rows_in norm = {.k = 2};
+    const sq_mine mine = {.norm = &norm,
+                          .d = 1,
+                          .key_offset = (const float[]){0},
+                          .weight = (const float[]){1, 1},
+                          .bias = (const float[]){0, 0}};
     for (size_t i = 0; i < SQ_COUNT(cases); i++) {
         const float z[] = {cases[i].first, 10, cases[i].second, 20};
         float asked[] = {cases[i].asked, 0};
-        sq_mgm_look(&mgm, sq_kernels_get("scalar"), (const float[]){1}, z, 2, asked);
+        sq_mine_look(&mine, sq_kernels_get("scalar"), (const float[]){1}, z, 2, asked);
         near((double)asked[1], 10 + 10 * cases[i].share, 1e-5);
     }
 }
@@ -715,18 +725,18 @@ static void test_means_of_blocks(void **state)
 {
     (void)state;
     float in[16], out[4];
-    sq_pool *pool;
+    sq_compute c = {.kernels = sq_kernels_get("scalar")};
     const squint_allocator a = sq_allocator_or_default(NULL);
-    assert_int_equal(sq_pool_open(&pool, 1, &a, NULL), SQUINT_OK);
+    assert_int_equal(sq_pool_open(&c.pool, 1, &a, NULL), SQUINT_OK);
     for (int i = 0; i < 16; i++)
         in[i] = (float)(i * i);
-    assert_ptr_equal(sq_match_tokens(pool, in, 4, out, 4, 1), in);
-    assert_ptr_equal(sq_match_tokens(pool, in, 4, out, 2, 1), out);
+    assert_ptr_equal(sq_match_tokens(&c, in, 4, out, 4, 1), in);
+    assert_ptr_equal(sq_match_tokens(&c, in, 4, out, 2, 1), out);
     for (int i = 0; i < 4; i++) {
         const int at = i / 2 * 8 + i % 2 * 2;
         near((double)out[i], (in[at] + in[at + 1] + in[at + 4] + in[at + 5]) / 4.0, 1e-5);
     }
-    sq_pool_close(&pool);
+    sq_pool_close(&c.pool);
 }
 
 static void test_taps(void **state)
