@@ -115,7 +115,7 @@ typedef struct sq_panels {
 static inline uint32_t sq_round_up(uint32_t v, uint32_t step) { return (v + step - 1) / step * step; }
 
 /* Inputs that share one activation scale with these weights. */
-static inline uint32_t sq_panels_act_group(const sq_panels *w) { return w->group ? w->group : SQ_ACT_GROUP; }
+static inline uint32_t sq_panels_act_group(const sq_panels *w) { return w->group ? w->group : (uint32_t)SQ_ACT_GROUP; }
 
 /** Is this a shape that panels can hold? (1 <= n <= SQ_MAX_DIM, 1 <= k <= SQ_MAX_K, group as above) */
 bool sq_panels_valid(const sq_panels *w);
