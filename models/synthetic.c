@@ -54,7 +54,7 @@ static squint_err make_mat(squint_model *m, const sq_synthetic *shape, uint32_t 
     for (size_t p = 0; p < sq_panel_count(&out->panels); p++)
         fill_panel(&out->panels, panels + p * sq_panel_bytes(&out->panels), state);
     out->panels.data = panels;
-    return SQUINT_OK;
+    return sq_mat_suit(m, out) ? SQUINT_OK : sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for %u x %u floats", n, k);
 }
 
 static const float *make_vec(squint_model *m, uint32_t n, float base, float scale, uint64_t *state)
@@ -135,7 +135,7 @@ static squint_err make_quantised(tower_maker *t, uint32_t n, uint32_t k, float d
     }
     sq_free(&t->m->alloc, rows, float_bytes);
     out->panels.data = panels;
-    return panels && rows ? SQUINT_OK : no_memory(t);
+    return panels && rows && sq_mat_suit(t->m, out) ? SQUINT_OK : no_memory(t);
 }
 
 /* @param gain  of a product's output over inputs of variance 1 */
@@ -300,6 +300,7 @@ squint_err sq_synthetic_variant(squint_model **out, const squint_model *made, co
     squint_model *m = sq_alloc(&made->alloc, sizeof *m);
     if (!m) return sq_fail(msg, SQUINT_ERR_NOMEM, "no memory for a model");
     *m = (squint_model){.alloc = made->alloc, .kernels = made->kernels, .n_ctx = made->n_ctx};
+    sq_device_share(m, made);
     const sq_llava *const net = made->net;
     const squint_err err = make_variant(m, &net->decoder, mode, msg);
     m->own_mode = m->mode;
@@ -320,6 +321,7 @@ squint_err sq_synthetic_open(squint_model **out, const sq_synthetic *shape, cons
     *m = (squint_model){.alloc = alloc, .kernels = sq_kernels_get(options ? options->isa : NULL)};
     squint_err err = SQUINT_OK;
     if (!m->kernels) err = sq_fail(msg, SQUINT_ERR_ARGUMENT, "instruction set \"%s\" does not run here", options->isa);
+    if (!err) err = sq_device_choose(m, options ? options->device : NULL, msg);
     if (!err) err = make_net(m, shape, msg);
     if (err)
         squint_model_close(&m);

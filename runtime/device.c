@@ -4,6 +4,7 @@
  */
 #include "runtime/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { MAX_NAME = 16, MAX_WHY = 256 };
@@ -21,6 +22,8 @@ static squint_err open_device(squint_model *m, const sq_device_ops *ops, squint_
     if (!ops->open(&m->device, m->precision, why, sizeof why))
         return sq_fail(msg, SQUINT_ERR_DEVICE, "device %s: %s", ops->name, why);
     m->device_ops = ops;
+    const size_t used = strlen(m->device_name);
+    snprintf(m->device_name + used, sizeof m->device_name - used, " (%s)", ops->label(m->device));
     return SQUINT_OK;
 }
 
@@ -39,6 +42,7 @@ squint_err sq_device_choose(squint_model *m, const char *asked, squint_msg *msg)
         i++;
     if (i == SQ_COUNT(precisions)) return unknown(text, msg);
     m->precision = (sq_precision)i;
+    snprintf(m->device_name, sizeof m->device_name, "%s", text);
     if (!strcmp(name, "cpu")) return m->precision == SQ_PRECISION_F16 ? unknown(text, msg) : SQUINT_OK;
     bool known;
     const sq_device_ops *const ops = sq_device_named(name, &known);
@@ -49,9 +53,18 @@ squint_err sq_device_choose(squint_model *m, const char *asked, squint_msg *msg)
     return open_device(m, ops, msg);
 }
 
+void sq_device_share(squint_model *m, const squint_model *other)
+{
+    m->device_ops = other->device_ops;
+    m->device = other->device;
+    m->shares_device = true;
+    m->precision = other->precision;
+    memcpy(m->device_name, other->device_name, sizeof m->device_name);
+}
+
 void sq_device_release(squint_model *m)
 {
-    if (m->device_ops) m->device_ops->close(m->device);
+    if (m->device_ops && !m->shares_device) m->device_ops->close(m->device);
     m->device_ops = NULL;
 }
 

@@ -19,6 +19,9 @@
 
 /** Row `row` as floats: out[k]. */
 void sq_mat_row(const sq_mat *m, uint32_t row, float *out);
+/** Expands panels into floats that the model owns, where the CPU is to multiply in float32: a device does that itself.
+ *  false: no memory. */
+bool sq_mat_suit(squint_model *m, sq_mat *w);
 
 /* Memory that a model took while loading (repacked or expanded weights, tables), released with it. */
 typedef struct sq_owned sq_owned;
@@ -47,6 +50,8 @@ squint_err sq_load_ordered(squint_model *m, const char *name, uint32_t n, uint32
 squint_err sq_load_vec(squint_model *m, const char *name, size_t n, bool required, const float **out, squint_msg *msg);
 /** Opens what squint_model_options.device asks for, and closes it. */
 squint_err sq_device_choose(squint_model *m, const char *asked, squint_msg *msg);
+/** Runs a model on another's device, which must be open for as long: weights of both are there once. */
+void sq_device_share(squint_model *m, const squint_model *other);
 void sq_device_release(squint_model *m);
 /** Fails for want of memory, with the file and the tensor. */
 squint_err sq_tensor_no_memory(const squint_model *m, const char *name, squint_msg *msg);
@@ -62,7 +67,9 @@ struct squint_model {
     const sq_kernels *kernels;
     const sq_device_ops *device_ops; /* NULL: the CPU, with these kernels */
     sq_device *device;
+    bool shares_device; /* another model's: it is not closed with this one */
     sq_precision precision;
+    char device_name[96]; /* for squint_model_device() */
     const sq_family *family;
     sq_gguf *file;           /* NULL for a synthetic model */
     sq_tokenizer *tokenizer; /* NULL for a synthetic model */

@@ -15,6 +15,8 @@ const char *squint_version(void) { return SQ_VERSION; }
 
 const char *squint_model_isa(const squint_model *model) { return model->kernels->isa; }
 
+const char *squint_model_device(const squint_model *model) { return model->device_name; }
+
 const char *squint_model_mode(const squint_model *model) { return model->mode; }
 
 const char *squint_model_own_mode(const squint_model *model) { return model->own_mode; }
@@ -407,15 +409,14 @@ static squint_err load_stored(squint_model *m, const char *name, const sq_gguf_t
     return out->f32 ? SQUINT_OK : sq_tensor_no_memory(m, name, msg);
 }
 
-/* As floats, whatever they are stored as. A device does that itself. */
-static squint_err expand(squint_model *m, const char *name, sq_mat *w, squint_msg *msg)
+bool sq_mat_suit(squint_model *m, sq_mat *w)
 {
+    if (w->f32 || m->device_ops || m->precision != SQ_PRECISION_F32) return true;
     float *const rows = take(m, w->n, w->k * sizeof *rows, false);
-    if (!rows) return sq_tensor_no_memory(m, name, msg);
-    for (uint32_t row = 0; row < w->n; row++)
+    for (uint32_t row = 0; rows && row < w->n; row++)
         sq_mat_row(w, row, rows + (size_t)row * w->k);
     w->f32 = rows;
-    return SQUINT_OK;
+    return rows != NULL;
 }
 
 static squint_err find_mat(const squint_model *m, const char *name, uint32_t n, uint64_t k, const sq_gguf_tensor **t,
@@ -434,8 +435,7 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
     if (err) return err;
     *out = (sq_mat){.n = n, .k = k};
     err = load_stored(m, name, t, n, k, out, msg);
-    if (err || out->f32 || m->device_ops || m->precision != SQ_PRECISION_F32) return err;
-    return expand(m, name, out, msg);
+    return !err && !sq_mat_suit(m, out) ? sq_tensor_no_memory(m, name, msg) : err;
 }
 
 squint_err sq_load_ordered(squint_model *m, const char *name, uint32_t n, uint32_t channels, uint32_t taps, sq_mat *out,

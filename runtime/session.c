@@ -127,14 +127,29 @@ static bool block_bytes(const squint_session *s, size_t *out)
     return (memory->device.remote || sq_add(*out, memory->device.used, out)) && sq_add(*out, ALIGN, out);
 }
 
+/* false: the options are not valid. */
+static bool foresee(squint_session *s, const squint_model *model, const squint_session_options *options)
+{
+    *s = (squint_session){.model = model};
+    if (check_options(options, &s->options, NULL) || model->family->schedule(s, NULL)) return false;
+    s->limits = limits_of(model, &s->options);
+    return true;
+}
+
 size_t squint_session_bytes(const squint_model *model, const squint_session_options *options)
 {
-    squint_session s = {.model = model};
-    if (check_options(options, &s.options, NULL) || model->family->schedule(&s, NULL)) return 0;
-    s.limits = limits_of(model, &s.options);
+    squint_session s;
+    if (!foresee(&s, model, options)) return 0;
     size_t bytes;
     const size_t rest = sizeof s + sq_pool_bytes(s.options.threads);
     return count_memory(&s) && block_bytes(&s, &bytes) && sq_add(bytes, rest, &bytes) ? bytes : SIZE_MAX;
+}
+
+size_t squint_session_device_bytes(const squint_model *model, const squint_session_options *options)
+{
+    squint_session s;
+    if (!model->device_ops || !foresee(&s, model, options)) return 0;
+    return count_memory(&s) ? s.memory.device.used : SIZE_MAX;
 }
 
 static squint_err take_device_memory(squint_session *s, size_t need, squint_msg *msg)

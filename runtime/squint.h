@@ -276,6 +276,9 @@ SQUINT_API void squint_model_close(squint_model **model);
 /** Name of the kernels in use ("avx2"); static storage. */
 SQUINT_API const char *squint_model_isa(const squint_model *model);
 
+/** What runs the model: "cpu", "cpu:f32", "cuda (NVIDIA H200)", "cuda:f16 (NVIDIA H200)". Lives as long as the model. */
+SQUINT_API const char *squint_model_device(const squint_model *model);
+
 /** The mode that runs, "dense" for a model without routers; and the one that the file names. Static storage. */
 SQUINT_API const char *squint_model_mode(const squint_model *model);
 SQUINT_API const char *squint_model_own_mode(const squint_model *model);
@@ -283,6 +286,10 @@ SQUINT_API const char *squint_model_own_mode(const squint_model *model);
 /** Bytes that a session with these options takes from the allocator, without taking them. 0 when the
  *  options are out of range. */
 SQUINT_API size_t squint_session_bytes(const squint_model *model, const squint_session_options *options);
+
+/** And the bytes that it takes of a device's memory; what the device's products need comes on top, and the weights,
+ *  once for all sessions of a model. 0 on the CPU, and when the options are not valid. */
+SQUINT_API size_t squint_session_device_bytes(const squint_model *model, const squint_session_options *options);
 
 /**
  * @param out  on success a handle for squint_session_close(); on failure NULL

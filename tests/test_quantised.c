@@ -488,7 +488,7 @@ enum { MADE_D = 128, MADE_PATCHES = 64 };
 static const sq_synthetic_tower made_tower = {
     .image = 112, .patch = 14, .n_layers = 6, .d = MADE_D, .f = 4 * MADE_D, .n_heads = 2};
 
-static squint_session *open_made(const char *isa, bool f32, squint_model **m)
+static squint_model *make_model(const squint_model_options *options, bool f32)
 {
     sq_synthetic_tower tower = made_tower;
     tower.f32 = f32;
@@ -501,12 +501,19 @@ static squint_session *open_made(const char *isa, bool f32, squint_model **m)
                                 .n_ctx = MADE_PATCHES + 8,
                                 .type = SQ_PANEL_I8,
                                 .tower = &tower};
-    const squint_model_options options = {.isa = isa};
+    squint_model *m;
+    squint_msg msg;
+    if (sq_synthetic_open(&m, &shape, options, &msg)) fail_msg("%s", msg.text);
+    return m;
+}
+
+static squint_session *open_made(const char *isa, bool f32, squint_model **m)
+{
     const sq_limits limits = {
         .max_rows = 1, .max_tokens = MADE_PATCHES + 8, .max_logits = 1, .max_vision = MADE_PATCHES, .kv = SQ_KV_F32};
     squint_session *s;
     squint_msg msg;
-    if (sq_synthetic_open(m, &shape, &options, &msg)) fail_msg("%s", msg.text);
+    *m = make_model(&(squint_model_options){.isa = isa}, f32);
     if (sq_session_open_limits(&s, *m, &(squint_session_options){.threads = 1}, &limits, &msg))
         fail_msg("%s", msg.text);
     return s;
@@ -573,6 +580,36 @@ static void test_tower_next_to_float(void **state)
     squint_model_close(&f32);
 }
 
+static void check_expanded(const sq_mat *panels, const sq_mat *expanded)
+{
+    float want[4 * MADE_D];
+    assert_true(!panels->f32 && expanded->f32 && panels->k <= SQ_COUNT(want));
+    for (uint32_t row = 0; row < panels->n; row++) {
+        sq_mat_row(panels, row, want);
+        assert_memory_equal(expanded->f32 + (size_t)row * panels->k, want, panels->k * sizeof *want);
+    }
+}
+
+/* "cpu:f32" multiplies floats, which are the panels' values; and so do variants of the model. */
+static void test_made_weights_expand(void **state)
+{
+    (void)state;
+    squint_model *panels = make_model(NULL, false), *expanded, *variant;
+    expanded = make_model(&(squint_model_options){.device = "cpu:f32"}, false);
+    const sq_llava *const a = panels->net, *const b = expanded->net;
+    assert_string_equal(squint_model_device(panels), "cpu");
+    assert_string_equal(squint_model_device(expanded), "cpu:f32");
+    check_expanded(&a->decoder.layers[0].down, &b->decoder.layers[0].down);
+    check_expanded(&a->vit.layers[0].fc2, &b->vit.layers[0].fc2);
+    squint_msg msg;
+    if (sq_synthetic_variant(&variant, expanded, &(sq_synthetic_mode){.name = "dense"}, &msg)) fail_msg("%s", msg.text);
+    assert_string_equal(squint_model_device(variant), "cpu:f32");
+    assert_int_equal(sq_kv_of(variant, SQUINT_KV_AUTO), SQ_KV_F32);
+    squint_model_close(&variant);
+    squint_model_close(&expanded);
+    squint_model_close(&panels);
+}
+
 /* Convolutions run in float: of another type they are refused by name. */
 static void test_quantised_convolution(void **state)
 {
@@ -597,6 +634,7 @@ int main(void)
         cmocka_unit_test(test_wrong_tensors),
         cmocka_unit_test(test_tower),
         cmocka_unit_test(test_tower_next_to_float),
+        cmocka_unit_test(test_made_weights_expand),
         cmocka_unit_test(test_f32_products),
         cmocka_unit_test(test_quantised_convolution),
     };
