@@ -211,6 +211,20 @@ float *fixture_floats(const fixture *f, const char *name)
 }
 
 bool fixture_has(const fixture *f, const char *name) { return find_key(f, name) || find_tensor(f, name); }
+void fixture_swap_ids(fixture *f, uint32_t a, uint32_t b)
+{
+    static const char *const mats[] = {"token_embd.weight", "output.weight"};
+    const size_t d = f->shape.d;
+    for (size_t m = 0; m < SQ_COUNT(mats); m++) {
+        float *const w = fixture_floats(f, mats[m]);
+        for (size_t i = 0; i < d; i++) {
+            const float kept = w[a * d + i];
+            w[a * d + i] = w[b * d + i];
+            w[b * d + i] = kept;
+        }
+    }
+}
+
 const fixture_shape *fixture_shape_of(const fixture *f) { return &f->shape; }
 bool fixture_is_mod(const fixture *f, uint32_t layer) { return f->is_mod[layer]; }
 float fixture_ratio(const fixture *f, uint32_t layer) { return f->ratio[layer]; }

@@ -64,6 +64,8 @@ void fixture_weights(fixture *f, const char *name, uint32_t n_in, uint32_t n_out
 void fixture_rename(fixture *f, const char *from, const char *to); /* a tensor */
 void fixture_rename_key(fixture *f, const char *from, const char *to);
 void fixture_duplicate(fixture *f, const char *from, const char *to); /* a tensor */
+/** Gives two ids each other's weights, so that one is written where the other was. */
+void fixture_swap_ids(fixture *f, uint32_t a, uint32_t b);
 /** Leaves out a key or a tensor, which must be there. */
 void fixture_drop(fixture *f, const char *name);
 

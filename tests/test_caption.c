@@ -551,18 +551,6 @@ static void test_longest_expanded_prompt(void **state)
     fixture_free(f);
 }
 
-/* Gives two ids each other's weights. */
-static void swap_ids(fixture *f, uint32_t a, uint32_t b)
-{
-    static const char *const mats[] = {"token_embd.weight", "output.weight"};
-    for (size_t m = 0; m < SQ_COUNT(mats); m++)
-        for (int i = 0; i < 16; i++) {
-            float *const w = fixture_floats(f, mats[m]), kept = w[a * 16 + i];
-            w[a * 16 + i] = w[b * 16 + i];
-            w[b * 16 + i] = kept;
-        }
-}
-
 /* A model that writes the words of its end token ends its caption, whatever it would have written next. */
 static void test_stop_text(void **state)
 {
@@ -590,7 +578,7 @@ static void test_stop_text(void **state)
         for (int j = 0; j < 4; j++)
             assert_true(ids[j] != FIXTURE_IDS + (uint32_t)(uint8_t)stop[i]);
     for (int i = 0; i < 4; i++)
-        swap_ids(f, ids[i], FIXTURE_IDS + (uint32_t)(uint8_t)stop[i]);
+        fixture_swap_ids(f, ids[i], FIXTURE_IDS + (uint32_t)(uint8_t)stop[i]);
     squint_session_close(&s);
     squint_model_close(&m);
     m = fixture_model(f, NULL);

@@ -48,6 +48,19 @@ void cli_note(void *unused, const char *text)
     cli_say("%s", text);
 }
 
+const char *cli_runner(const squint_session *session, const squint_model *model, char out[160])
+{
+    const char *const device = squint_model_device(model);
+    const unsigned threads = squint_session_threads(session);
+    const bool on_cpu = !strncmp(device, "cpu", 3), expanded = on_cpu && device[3];
+    if (on_cpu)
+        snprintf(out, 160, "%s%s%s, %u thread%s", expanded ? device : "", expanded ? ", " : "", squint_model_isa(model),
+                 threads, threads == 1 ? "" : "s");
+    else
+        snprintf(out, 160, "%s", device);
+    return out;
+}
+
 void cli_tell_mode(const squint_model *model)
 {
     const char *const mode = squint_model_mode(model), *const own = squint_model_own_mode(model);

@@ -112,6 +112,11 @@ bool cli_time(const char *text, double *ms);
     CLI_ROW_TEXT(                                                                                                      \
         0, "isa", isa, "NAME",                                                                                         \
         "kernels to use: scalar, avx2, avxvnni, avx512, neon, dotprod, i8mm (default: $SQUINT_ISA, else the best here)")
+#define CLI_ROW_DEVICE(device)                                                                                         \
+    CLI_ROW_TEXT(                                                                                                      \
+        0, "device", device, "NAME",                                                                                   \
+        "what runs the model: cpu, or cuda, a GPU of NVIDIA's, whose memory takes weights as they are in the file; "   \
+        "cpu:f32 and cuda:f32 with 4 bytes a weight, cuda:f16 with 2 (default: cpu)")
 #define CLI_ROW_MODE(mode)                                                                                             \
     CLI_ROW_TEXT(0, "mode", mode, "NAME",                                                                              \
                  "how layers choose tokens: pmod, gamma-released, gamma-released-mgm, gamma-train, gamma-paper, "      \
@@ -143,6 +148,8 @@ int cli_misuse(const cli_command *command, const char *format, ...) CLI_PRINTF(2
 int cli_fail(squint_err err, const squint_msg *msg);
 /** squint_model_options.on_note: tells it on stderr. */
 void cli_note(void *unused, const char *text);
+/** What runs a model: "avx512, 2 threads", "cpu:f32, avx512, 2 threads", "cuda (NVIDIA H200)". Returns out. */
+const char *cli_runner(const squint_session *session, const squint_model *model, char out[160]);
 /** Tells on stderr that a model does not run as its file says. */
 void cli_tell_mode(const squint_model *model);
 /** "812", "5.30 k", "2.91 M", "6.74 G"; and "812 bytes", "5.3 KiB", ... Return out. */
@@ -207,6 +214,8 @@ cJSON *cli_json_text(const char *text, size_t bytes);
 /** Adds a number rounded to `digits` places, so that 0.1 is printed as 0.1. */
 void cli_json_number(cJSON *object, const char *key, double value, int digits);
 cJSON *cli_json_ids(const uint32_t *ids, size_t n);
+/** The same of a model that runs: "device", "isa", "threads". */
+void cli_json_runner(cJSON *object, const squint_session *session, const squint_model *model);
 /** Prints on one line and deletes. */
 void cli_json_line(FILE *f, cJSON *json);
 

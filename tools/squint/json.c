@@ -58,6 +58,13 @@ cJSON *cli_json_ids(const uint32_t *ids, size_t n)
     return array;
 }
 
+void cli_json_runner(cJSON *object, const squint_session *session, const squint_model *model)
+{
+    cJSON_AddStringToObject(object, "device", squint_model_device(model));
+    cJSON_AddStringToObject(object, "isa", squint_model_isa(model));
+    cJSON_AddNumberToObject(object, "threads", squint_session_threads(session));
+}
+
 void cli_json_line(FILE *f, cJSON *json)
 {
     char *text = cJSON_PrintUnformatted(json);
