@@ -4,6 +4,7 @@
  */
 #define _DEFAULT_SOURCE /* syscall() */
 
+#include "config.h"
 #include "tests/command.h"
 #include "tests/fixture.h"
 #include "tests/support.h"
@@ -199,6 +200,71 @@ static void misuse_is_told_in_a_line(void **state)
     unsetenv("SQUINT_MODEL");
 }
 
+static void unknown_devices_are_misuse(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"gpu", "", "cuda:", "cuda:f8", "cpu:f16", "cuda (NVIDIA H200)", "Cuda"};
+    for (size_t i = 0; i < SQ_COUNT(names); i++) {
+        char says[128];
+        snprintf(says, sizeof says, "device: \"%s\" is not cpu, cpu:f32, cuda, cuda:f32 or cuda:f16", names[i]);
+        check_refused(2, says, RUN("caption", "-m", model, "--device", names[i], cat));
+    }
+}
+
+/* What every command that runs a model says of a device that is not to be had. */
+static void a_device_may_be_missing(void **state)
+{
+    (void)state;
+    const char *const list = temp_path(".jsonl"), *const dump = test_path("golden/checkpoints/llava15.dump.gguf");
+    char text[2048];
+    snprintf(text, sizeof text, "{\"file\": \"%s\", \"captions\": [\"a\"]}\n", cat);
+    write_text(list, text);
+    const char *const commands[][8] = {{"caption", "-m", model, cat},
+                                       {"bench", "-m", model, cat},
+                                       {"bench", "--synthetic", "tiny"},
+                                       {"eval", "-m", model, "-d", list},
+                                       {"perplexity", "-m", model, "-d", list},
+                                       {"compare", "-m", model, "--ref", dump},
+                                       {"info", model},
+                                       {"arank", "-m", model, cat}};
+    for (size_t i = 0; i < SQ_COUNT(commands); i++) {
+        const char *args[12];
+        size_t n = 0;
+        for (; commands[i][n]; n++)
+            args[n] = commands[i][n];
+        args[n] = "--device";
+        args[n + 1] = "cuda:f32";
+        args[n + 2] = NULL;
+        if (!strcmp(args[0], "arank") && !rank_available()) continue;
+        command_result r = run_squint(NULL, args);
+        if (SQ_HAVE_CUDA && !r.status) {
+            print_message("there is a GPU: skipped\n");
+            skip();
+        }
+        assert_failed(&r, 1, SQ_HAVE_CUDA ? "device cuda: " : "device: cuda is not in this build of squint; configure");
+        assert_string_equal(r.out, "");
+        command_result_free(&r);
+    }
+    unlink(list);
+}
+
+/* In words and in JSON. */
+static void the_device_is_told(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"cpu", "cpu:f32"};
+    for (size_t i = 0; i < SQ_COUNT(names); i++) {
+        command_result r = RUN("caption", "-m", model, "--device", names[i], "--threads", "1", "--json", cat);
+        assert_done(&r);
+        cJSON *const json = parse(r.out);
+        assert_string_equal(cJSON_GetObjectItem(json, "device")->valuestring, names[i]);
+        assert_int_equal(!strncmp(r.err, "squint: cpu:f32, ", 17), i);
+        assert_contains(r.err, ", 1 thread: image ");
+        cJSON_Delete(json);
+        command_result_free(&r);
+    }
+}
+
 static void a_missing_default_model_is_told(void **state)
 {
     (void)state;
@@ -340,18 +406,32 @@ static void a_full_disk_is_told(void **state)
 
 /* ---- info, quantize, tokenize -------------------------------------------------------------- */
 
+/* A model of floats: 4 and 2 bytes a weight, but for an embedding of which no product is made. */
+static void check_weights(const cJSON *info, bool tied)
+{
+    const cJSON *const bytes = cJSON_GetObjectItem(info, "weight_bytes"), *part;
+    double weights = tied ? 0 : -number(info, "pieces") * number(info, "width");
+    cJSON_ArrayForEach(part, cJSON_GetObjectItem(info, "parameters")) weights += part->valuedouble;
+    assert_true(number(bytes, "file") == 4 * weights && number(bytes, "f32") == 4 * weights);
+    assert_true(number(bytes, "f16") == 2 * weights);
+}
+
 static void info_tells_what_is_there(void **state)
 {
     (void)state;
-    command_result r = RUN("info", model), json = RUN("info", "--json", "--tensors", model);
+    command_result r = RUN("info", model), json = RUN("info", "--json", "--tensors", "--device", "cpu:f32", model);
     assert_done(&r);
     assert_contains(r.out, "vision tokens");
+    assert_null(strstr(r.out, "a session takes"));
     assert_contains(r.out, "multiply-adds");
     assert_done(&json);
     cJSON *info = parse(json.out);
     assert_true(array_size(info, "layer") == (int)number(info, "layers"));
     assert_true(array_size(info, "tensors") > 10);
     assert_true(number(info, "mac_share") > 0 && number(info, "mac_share") < 1);
+    check_weights(info, true);
+    assert_string_equal(cJSON_GetObjectItem(info, "device")->valuestring, "cpu:f32");
+    assert_true(number(info, "session_bytes") > 10000 && number(info, "session_device_bytes") == 0);
     cJSON_Delete(info);
     command_result_free(&r);
     command_result_free(&json);
@@ -373,6 +453,8 @@ static void info_of_gates(void **state)
     cJSON *info = parse(json.out);
     assert_string_equal(cJSON_GetObjectItem(info, "mod_mode")->valuestring, "gamma-released-mgm");
     assert_null(cJSON_GetObjectItem(info, "mac_share"));
+    assert_null(cJSON_GetObjectItem(info, "device"));
+    check_weights(info, false);
     cJSON_Delete(info);
     command_result_free(&r);
     command_result_free(&json);
@@ -930,6 +1012,8 @@ static void bench_prints_ratios(void **state)
         assert_true(number(result, "mac_ratio") > 0.45 && number(result, "mac_ratio") < 0.5);
         assert_true(number(result, "time_ratio") > 0);
     }
+    assert_string_equal(cJSON_GetObjectItem(json, "device")->valuestring, "cpu");
+    assert_true(number(json, "threads") == 1);
     cJSON_Delete(json);
     command_result_free(&r);
 }
@@ -1052,6 +1136,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(help_goes_to_stdout),
         cmocka_unit_test(misuse_is_told_in_a_line),
+        cmocka_unit_test(unknown_devices_are_misuse),
+        cmocka_unit_test(a_device_may_be_missing),
+        cmocka_unit_test(the_device_is_told),
         cmocka_unit_test(a_missing_default_model_is_told),
         cmocka_unit_test(a_caption_alone_on_stdout),
         cmocka_unit_test(several_images_go_on_after_a_failure),

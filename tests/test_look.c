@@ -674,6 +674,7 @@ static cJSON *read_json(const char *path)
 static void assert_traced(const cJSON *image, const sight *s)
 {
     assert_string_equal(member(image, "mode")->valuestring, s->mode);
+    assert_string_equal(member(image, "device")->valuestring, s->device);
     assert_string_equal(member(image, "caption")->valuestring, s->caption);
     assert_int_equal(cJSON_GetArraySize(member(image, "layers")), s->n_layers);
     assert_true(member(image, "sequence")->valuedouble == s->n_sequence);

@@ -390,10 +390,10 @@ static void print_json(const arank_job *job, const arank_result *r)
 
 static void tell_time(const arank_job *job)
 {
-    const unsigned threads = squint_session_threads(job->session);
+    char runner[160];
     const double s = (sq_now_ms() - job->started_ms) / 1000, maps = (double)job->n_done * job->model->n_layers;
-    cli_say("%s, %u thread%s: %.0f attention maps in %.1f s", squint_model_isa(job->model), threads,
-            threads == 1 ? "" : "s", maps * job->model->n_heads, s);
+    cli_say("%s: %.0f attention maps in %.1f s", cli_runner(job->session, job->model, runner),
+            maps * job->model->n_heads, s);
 }
 
 static int report(const arank_job *job, int status)
@@ -508,6 +508,7 @@ static int run(const cli_command *self, int argc, char **argv)
                      "suggest layers whose rank is below the P-th percentile of all layers' instead"),
         CLI_ROW_TEXT(0, "plot", &job.plot_path, "FILE", "draw ranks by layer, a PNG"),
         CLI_ROW_FLAG(0, "json", &job.json, "one JSON object instead, with the ranks of each sample"),
+        CLI_ROW_DEVICE(&model_options.device),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_ISA(&model_options.isa),
         CLI_ROW_KV(&kv),

@@ -42,10 +42,9 @@ static squint_err time_stages(const bench_options *o, squint_session *session, c
 
 static void print_stages(const bench_options *o, const squint_session *session, const stage_times *t)
 {
-    const char *isa = squint_model_isa(session->model);
-    const unsigned threads = squint_session_threads(session);
+    char runner[160];
     cJSON *json = o->json ? cJSON_CreateObject() : NULL;
-    if (!json) printf("%s, %u threads, best of %u\n", isa, threads, o->reps);
+    if (!json) printf("%s, best of %u\n", cli_runner(session, session->model, runner), o->reps);
     for (int i = 0; i < SQUINT_STAGE_COUNT; i++) {
         const unsigned tokens = i == SQUINT_STAGE_PREFILL ? t->n_prompt : i == SQUINT_STAGE_DECODE ? t->n_tokens : 0;
         if (json)
@@ -60,8 +59,7 @@ static void print_stages(const bench_options *o, const squint_session *session, 
     cJSON_AddNumberToObject(json, "n_prompt", t->n_prompt);
     cJSON_AddNumberToObject(json, "n_tokens", t->n_tokens);
     cli_json_number(json, "mac_ratio", t->mac_ratio, 6);
-    cJSON_AddStringToObject(json, "isa", isa);
-    cJSON_AddNumberToObject(json, "threads", threads);
+    cli_json_runner(json, session, session->model);
     cli_json_line(stdout, json);
 }
 
@@ -108,6 +106,7 @@ static int run(const cli_command *self, int argc, char **argv)
                        "with --synthetic: what a prefill may take; prints prediction and outcome of each run"),
         CLI_ROW_NUMBER('r', "reps", &o.reps, 1, 10000, NULL, "N", "runs; the fastest counts (default: 5)"),
         CLI_ROW_FLAG(0, "json", &o.json, "one JSON object instead"),
+        CLI_ROW_DEVICE(&o.model.device),
         CLI_ROW_THREADS(&o.session.threads),
         CLI_ROW_ISA(&o.model.isa),
         CLI_ROW_KV(&kv),
@@ -139,7 +138,8 @@ const cli_command bench_command = {
                "p-MoD has the ratios of p-MoD-LLaVA-7B's layers: all 32, or fewer at even steps from layer 8 to\n"
                "31. The others skip about half: gamma-train and gamma-paper by rule, those with a threshold what\n"
                "lies below the middle of their random scores. Runs take turns, and the fastest of each layer's\n"
-               "counts, so that what else the machine does meets both alike.\n\n"
+               "counts, so that what else the machine does meets both alike; on a device, which has a prefill to\n"
+               "itself and only waits where it must, the fastest run's.\n\n"
                "With --budget each run measures the machine anew, foresees its time, and runs.",
     .run = run,
 };

@@ -52,8 +52,8 @@ typedef struct made_bench {
     bool is_mod[BENCH_MAX_LAYERS];
     unsigned first_type, last_type, first_mode, last_mode;
     made_result results[BENCH_TYPES][BENCH_MODES];
-    unsigned threads;
-    const char *isa;
+    char runner[160]; /* cli_runner() */
+    cJSON *json;      /* results, the runner first */
 } made_bench;
 
 /* ---- Models -------------------------------------------------------------------------------- */
@@ -95,15 +95,26 @@ typedef struct made_run {
     squint_session *session;
 } made_run;
 
-static void fill_random(float *x, size_t n)
+static void fill_random(float *x, size_t n, uint64_t *state)
 {
-    uint64_t state = 1;
     for (size_t i = 0; i < n; i++) { /* xorshift64*; uniform in [-1, 1) */
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        x[i] = (float)((state * 0x2545F4914F6CDD1Du) >> 40) * 0x1p-23f - 1.0f;
+        *state ^= *state >> 12;
+        *state ^= *state << 25;
+        *state ^= *state >> 27;
+        x[i] = (float)((*state * 0x2545F4914F6CDD1Du) >> 40) * 0x1p-23f - 1.0f;
     }
+}
+
+static void make_vision(squint_session *s, uint32_t n)
+{
+    const size_t d = s->model->d;
+    uint64_t state = 1;
+    float *const row = cli_alloc(d, sizeof *row);
+    for (uint32_t i = 0; i < n; i++) {
+        fill_random(row, d, &state);
+        sq_write(&s->compute, s->vision + i * d, row, d * sizeof *row);
+    }
+    free(row);
 }
 
 /* @param reference  what the modes are compared with: nothing else is asked of it than its mode */
@@ -122,7 +133,7 @@ static squint_err open_run(const made_bench *b, const squint_model *made, const 
         options.keep = 0;
     }
     err = sq_session_open_limits(&run->session, run->model, &options, &limits, msg);
-    if (!err) fill_random(run->session->vision, (size_t)b->n_vision * b->shape->d);
+    if (!err) make_vision(run->session, b->n_vision);
     return err;
 }
 
@@ -134,16 +145,21 @@ static void close_run(made_run *run)
 
 /* ---- Times --------------------------------------------------------------------------------- */
 
-/* Milliseconds of a prefill's layers, and of what follows them: the fastest of each. A disturbance thus costs a layer's
- * time rather than a whole run's, and long runs are no worse off than short ones. */
+/*
+ * Milliseconds of a prefill's layers, and of what follows them: the fastest of each. A disturbance thus costs a layer's
+ * time rather than a whole run's, and long runs are no worse off than short ones. On a device only the whole counts:
+ * to wait for each layer would take the most of what has the fewest rows, and of dense layers, which need not wait.
+ */
 typedef struct prefill_times {
     double best[BENCH_MAX_LAYERS + 1], since;
+    bool whole;
 } prefill_times;
 
 static bool on_layer(void *user, squint_stage stage, unsigned done, unsigned total)
 {
     prefill_times *t = user;
     const double now = sq_now_ms();
+    if (t->whole) return !cli_interrupted();
     if (stage == SQUINT_STAGE_PREFILL && done <= total && total <= BENCH_MAX_LAYERS)
         t->best[done - 1] = fmin(t->best[done - 1], now - t->since);
     t->since = now;
@@ -153,7 +169,7 @@ static bool on_layer(void *user, squint_stage stage, unsigned done, unsigned tot
 static double sum_of(const prefill_times *t, unsigned n_layers)
 {
     double sum = 0;
-    for (unsigned i = 0; i <= n_layers; i++)
+    for (unsigned i = t->whole ? n_layers : 0; i <= n_layers; i++)
         sum += t->best[i];
     return sum;
 }
@@ -161,6 +177,7 @@ static double sum_of(const prefill_times *t, unsigned n_layers)
 static squint_err time_prefill(squint_session *s, const uint32_t *ids, uint32_t n, prefill_times *t, squint_msg *msg)
 {
     sq_session_reset(s);
+    t->whole = s->model->device_ops != NULL;
     s->on_progress = on_layer;
     s->progress_user = t;
     t->since = sq_now_ms();
@@ -205,6 +222,14 @@ static squint_err time_mode(const made_bench *b, squint_session *dense, squint_s
     return err;
 }
 
+/* The same for all types. */
+static void note_runner(made_bench *b, const made_run *run)
+{
+    if (*b->runner) return;
+    cli_runner(run->session, run->model, b->runner);
+    cli_json_runner(b->json, run->session, run->model);
+}
+
 static squint_err bench_modes(made_bench *b, const squint_model *made, unsigned type, squint_msg *msg)
 {
     made_run dense = {0};
@@ -215,10 +240,7 @@ static squint_err bench_modes(made_bench *b, const squint_model *made, unsigned 
         if (!err) err = time_mode(b, dense.session, run.session, &b->results[type][i], msg);
         close_run(&run);
     }
-    if (!err) {
-        b->isa = squint_model_isa(made);
-        b->threads = squint_session_threads(dense.session);
-    }
+    if (!err) note_runner(b, &dense);
     close_run(&dense);
     return err;
 }
@@ -297,10 +319,10 @@ static squint_err bench_budgets(const made_bench *b, const squint_model *made, u
 {
     squint_err err = SQUINT_OK;
     if (!b->o->json && type == b->first_type)
-        printf("%s shape, %u layers, %u vision and %u text tokens, %s, a prefill in %.1f ms\n\n%-5s %-18s %-10s %7s "
-               "%12s %12s %12s %9s\n",
-               b->shape->name, b->n_layers, b->n_vision, b->n_text, squint_model_isa(made), b->o->budget_ms, "type",
-               "mode", "outcome", "keep", "measuring ms", "predicted ms", "took ms", "error");
+        printf("%s shape, %u layers, %u vision and %u text tokens, %s, %s, a prefill in %.1f ms\n\n%-5s %-18s %-10s "
+               "%7s %12s %12s %12s %9s\n",
+               b->shape->name, b->n_layers, b->n_vision, b->n_text, squint_model_device(made), squint_model_isa(made),
+               b->o->budget_ms, "type", "mode", "outcome", "keep", "measuring ms", "predicted ms", "took ms", "error");
     for (unsigned i = b->first_mode; !err && i <= b->last_mode; i++)
         err = bench_budget(b, made, type, i, msg);
     return err;
@@ -319,8 +341,8 @@ static squint_err bench_type(made_bench *b, unsigned type, squint_msg *msg)
 
 static void print_text(const made_bench *b)
 {
-    printf("%s shape, %u layers, %u vision and %u text tokens, %s, %u threads, best of %u\np-MoD's ratios",
-           b->shape->name, b->n_layers, b->n_vision, b->n_text, b->isa, b->threads, b->o->reps);
+    printf("%s shape, %u layers, %u vision and %u text tokens, %s, best of %u\np-MoD's ratios", b->shape->name,
+           b->n_layers, b->n_vision, b->n_text, b->runner, b->o->reps);
     for (unsigned i = 0; i < b->n_layers; i++)
         printf(" %.4f", (double)b->ratio[i]);
     printf("\n\n%-5s %-18s %10s %10s %11s %10s %9s\n", "type", "mode", "dense ms", "mode ms", "time ratio", "MAC ratio",
@@ -349,9 +371,9 @@ static cJSON *result_json(const made_bench *b, unsigned type, unsigned mode)
     return json;
 }
 
-static void print_json(const made_bench *b)
+static void print_json(made_bench *b)
 {
-    cJSON *json = cJSON_CreateObject();
+    cJSON *const json = b->json;
     cJSON_AddStringToObject(json, "shape", b->shape->name);
     cJSON_AddNumberToObject(json, "layers", b->n_layers);
     cJSON_AddNumberToObject(json, "vision", b->n_vision);
@@ -362,16 +384,16 @@ static void print_json(const made_bench *b)
     for (unsigned t = b->first_type; t <= b->last_type; t++)
         for (unsigned m = b->first_mode; m <= b->last_mode; m++)
             cJSON_AddItemToArray(results, result_json(b, t, m));
-    cJSON_AddStringToObject(json, "isa", b->isa);
-    cJSON_AddNumberToObject(json, "threads", b->threads);
     cJSON_AddNumberToObject(json, "reps", b->o->reps);
     cli_json_line(stdout, json);
+    b->json = NULL;
 }
 
 int bench_made(const bench_made_options *asked, const bench_options *o)
 {
     const bool all_types = asked->type == BENCH_TYPES, all_modes = asked->mode == BENCH_MODES;
     made_bench b = {.o = o,
+                    .json = cJSON_CreateObject(),
                     .shape = &shapes[asked->shape],
                     .n_layers = asked->n_layers,
                     .n_vision = asked->n_vision ? asked->n_vision : shapes[asked->shape].n_vision,
@@ -388,12 +410,12 @@ int bench_made(const bench_made_options *asked, const bench_options *o)
         err = bench_type(&b, i, &msg);
     cli_unwatch_interrupts();
     cli_bar_clear();
-    if (err) return cli_fail(err, &msg);
-    if (o->budget_ms > 0)
-        ; /* each run is printed when it is done */
-    else if (o->json)
+    const bool told = err || o->budget_ms > 0; /* each run of a budget is printed when it is done */
+    if (!told && o->json)
         print_json(&b);
-    else
+    else if (!told)
         print_text(&b);
+    cJSON_Delete(b.json);
+    if (err) return cli_fail(err, &msg);
     return cli_flush() ? CLI_DONE : CLI_FAILED;
 }

@@ -150,8 +150,7 @@ static void print_json(const caption_job *job, const squint_result *r)
     if (r->forecast.outcome) cJSON_AddItemToObject(json, "budget", budget_json(job, r));
     cJSON_AddItemToObject(json, "work", work_json(job->session, r));
     cJSON_AddStringToObject(json, "mode", squint_model_mode(job->model));
-    cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
-    cJSON_AddNumberToObject(json, "threads", squint_session_threads(job->session));
+    cli_json_runner(json, job->session, job->model);
     cli_json_line(stdout, json);
 }
 
@@ -174,8 +173,7 @@ static const char *format_ms(double ms, char out[32])
 static void print_timings(const caption_job *job)
 {
     const squint_result *r = &job->last, *sum = &job->sum;
-    const unsigned threads = squint_session_threads(job->session);
-    char text[SQUINT_STAGE_COUNT][32], images[32] = "", share[48] = "", speed[48] = "";
+    char text[SQUINT_STAGE_COUNT][32], images[32] = "", share[48] = "", speed[48] = "", runner[160];
     for (int i = 0; i < SQUINT_STAGE_COUNT; i++)
         format_ms(sum->stage_ms[i], text[i]);
     if (job->several) snprintf(images, sizeof images, "%u images: ", job->n_done);
@@ -183,10 +181,10 @@ static void print_timings(const caption_job *job)
         snprintf(share, sizeof share, ", %.0f %% of dense", 100 * r->prefill_macs / r->prefill_macs_dense);
     if (sum->n_tokens && sum->stage_ms[SQUINT_STAGE_DECODE] > 0)
         snprintf(speed, sizeof speed, " (%.0f tok/s)", 1000 * sum->n_tokens / sum->stage_ms[SQUINT_STAGE_DECODE]);
-    cli_say("%s, %u thread%s: %simage %s ms, vision %s ms, prefill %s ms (%u+%u tokens%s), %u tokens in %s ms%s",
-            squint_model_isa(job->model), threads, threads == 1 ? "" : "s", images, text[SQUINT_STAGE_IMAGE],
-            text[SQUINT_STAGE_TOWER], text[SQUINT_STAGE_PREFILL], r->n_vision_tokens,
-            r->n_prompt_tokens - r->n_vision_tokens, share, sum->n_tokens, text[SQUINT_STAGE_DECODE], speed);
+    cli_say("%s: %simage %s ms, vision %s ms, prefill %s ms (%u+%u tokens%s), %u tokens in %s ms%s",
+            cli_runner(job->session, job->model, runner), images, text[SQUINT_STAGE_IMAGE], text[SQUINT_STAGE_TOWER],
+            text[SQUINT_STAGE_PREFILL], r->n_vision_tokens, r->n_prompt_tokens - r->n_vision_tokens, share,
+            sum->n_tokens, text[SQUINT_STAGE_DECODE], speed);
 }
 
 static void add_result(caption_job *job, const squint_result *r)
@@ -370,6 +368,7 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_SEED(0, "seed", &o->seed, "seed of sampling; the same gives the same text (default: 0)"),
         CLI_ROW_NUMBER('n', "max-tokens", &session.max_tokens, 0, 65536, "0: 64", "N",
                        "longest caption, in tokens (default: 0, 64)"),
+        CLI_ROW_DEVICE(&model_options.device),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_MODE(&model_options.mode),
         CLI_ROW_SCHEDULE(&session.schedule),

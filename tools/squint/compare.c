@@ -529,7 +529,7 @@ static void print_verdict(const compare_job *job, const stage *first)
             cJSON_AddItemToObject(json, "first", cli_json_text(first->name, strlen(first->name)));
         else
             cJSON_AddNullToObject(json, "first");
-        cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model));
+        cli_json_runner(json, job->session, job->model);
         cli_json_line(stdout, json);
     } else if (first) {
         printf("first past its budget: %s: %s\n", first->name, first->why);
@@ -560,12 +560,12 @@ static const stage *report(const compare_job *job)
 
 /* ---- The command --------------------------------------------------------------------------- */
 
-/* Are all weights binary32, and keys and values? */
+/* Are all weights binary32, and keys and values, and are products made of them as they are? */
 static bool is_rounded(const squint_model *m, squint_kv kv)
 {
     for (size_t i = 0; m->file && i < sq_gguf_n_tensors(m->file); i++)
         if (sq_gguf_tensor_at(m->file, i)->type != SQ_TENSOR_F32) return true;
-    return sq_kv_of(m, kv) != SQ_KV_F32;
+    return m->precision == SQ_PRECISION_F16 || sq_kv_of(m, kv) != SQ_KV_F32;
 }
 
 static int compare(compare_job *job, const squint_model_options *model_options, const squint_session_options *options)
@@ -608,6 +608,7 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_REAL(0, "ties", &job.budgets.ties, 0, 1e9, NULL, "X",
                      "scores so near the cut may be chosen either way (default: 1e-4)"),
         CLI_ROW_FLAG(0, "json", &job.json, "a JSON object a stage, and one for the verdict"),
+        CLI_ROW_DEVICE(&model_options.device),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_MODE(&model_options.mode),
         CLI_ROW_ISA(&model_options.isa),

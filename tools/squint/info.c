@@ -40,16 +40,38 @@ typedef struct model_facts {
     uint64_t parameters[PART_COUNT];
     type_sum types[MAX_KINDS];
     size_t n_types;
+    double weight_bytes[3];                   /* by sq_precision, in the memory of what runs the model */
     double vision_share, kv_share, mac_share; /* of a dense model's */
     double tower_macs;                        /* of one image, projector included */
     double macs, macs_dense;                  /* of the prefill */
     double kv_bytes, kv_bytes_dense;          /* after it */
     bool f32_kv;                              /* else f16 */
+    /* What was asked of a device; NULL: nothing. */
+    const char *device;
+    size_t session_bytes, device_bytes; /* of a session with default options: the program's memory, the device's */
 } model_facts;
 
 static const char pinpoints_key[] = SQ_PINPOINTS_KEY;
 
 /* ---- Reading ------------------------------------------------------------------------------- */
+
+/* Bytes of a tensor that runs as it is stored, or as panels of its blocks. */
+static double bytes_as_run(const tensor_view *v)
+{
+    const uint32_t type = v->tensor->type;
+    if (v->is_panels) return (double)v->tensor->bytes;
+    if (sq_tensor_is_floats(type)) return 4.0 * (double)v->elements;
+    return (double)v->elements * ((type == SQ_TENSOR_Q4_0 ? 16 : 32) + 2) / 32;
+}
+
+static void add_weights(model_facts *m, const tensor_view *v)
+{
+    /* Rows of the embedding are looked up, by the program. */
+    if (sq_str_eq(v->tensor->name, "token_embd.weight") && sq_gguf_find(m->file, "output.weight")) return;
+    m->weight_bytes[SQ_PRECISION_FILE] += bytes_as_run(v);
+    m->weight_bytes[SQ_PRECISION_F32] += 4.0 * (double)v->elements;
+    m->weight_bytes[SQ_PRECISION_F16] += 2.0 * (double)v->elements;
+}
 
 static squint_err count_tensors(model_facts *m, squint_msg *msg)
 {
@@ -59,6 +81,7 @@ static squint_err count_tensors(model_facts *m, squint_msg *msg)
         const squint_err err = tensor_view_open(&v, m->file, sq_gguf_tensor_at(m->file, i), msg);
         if (err) return err;
         m->parameters[tensor_part(v.tensor->name)] += v.elements;
+        add_weights(m, &v);
         tensor_type_text(&v, type, sizeof type);
         size_t at = 0;
         while (at < m->n_types && strcmp(m->types[at].name, type))
@@ -407,6 +430,19 @@ static void print_types(const model_facts *m)
                cli_short_bytes((double)m->types[i].bytes, text));
 }
 
+static void print_memory(const model_facts *m)
+{
+    char text[3][32];
+    printf("in memory     weights %s; with --device NAME:f16 %s, :f32 %s\n",
+           cli_short_bytes(m->weight_bytes[SQ_PRECISION_FILE], text[0]),
+           cli_short_bytes(m->weight_bytes[SQ_PRECISION_F16], text[1]),
+           cli_short_bytes(m->weight_bytes[SQ_PRECISION_F32], text[2]));
+    if (!m->device) return;
+    printf("on            %s: a session takes %s", m->device, cli_short_bytes((double)m->session_bytes, text[0]));
+    if (m->device_bytes) printf(" here and %s there", cli_short_bytes((double)m->device_bytes, text[1]));
+    putchar('\n');
+}
+
 static void print_layers(const model_facts *m)
 {
     char macs[32], kv[32];
@@ -480,6 +516,7 @@ static void print_text(const model_facts *m)
     putchar('\n');
     print_parameters(m);
     print_types(m);
+    print_memory(m);
     if (m->mod_type.len) print_routing(m);
     print_cost(m);
 }
@@ -533,6 +570,15 @@ static cJSON *types_json(const model_facts *m)
         cJSON_AddItemToArray(array, type);
     }
     return array;
+}
+
+static cJSON *memory_json(const model_facts *m)
+{
+    cJSON *json = cJSON_CreateObject();
+    cli_json_number(json, "file", m->weight_bytes[SQ_PRECISION_FILE], 0);
+    cli_json_number(json, "f32", m->weight_bytes[SQ_PRECISION_F32], 0);
+    cli_json_number(json, "f16", m->weight_bytes[SQ_PRECISION_F16], 0);
+    return json;
 }
 
 static cJSON *tensors_json(const sq_gguf *g, squint_err *err, squint_msg *msg)
@@ -592,6 +638,12 @@ static cJSON *facts_json(const model_facts *m)
         cJSON_AddNumberToObject(parameters, part_names[part], (double)m->parameters[part]);
     cJSON_AddItemToObject(json, "parameters", parameters);
     cJSON_AddItemToObject(json, "types", types_json(m));
+    cJSON_AddItemToObject(json, "weight_bytes", memory_json(m));
+    if (m->device) {
+        cJSON_AddStringToObject(json, "device", m->device);
+        cJSON_AddNumberToObject(json, "session_bytes", (double)m->session_bytes);
+        cJSON_AddNumberToObject(json, "session_device_bytes", (double)m->device_bytes);
+    }
     add_str(json, "mod_type", m->mod_type);
     add_str(json, "mod_mode", m->mod_mode);
     cJSON_AddItemToObject(json, "layer", layers_json(m));
@@ -610,10 +662,15 @@ static cJSON *facts_json(const model_facts *m)
 
 /* ---- The command --------------------------------------------------------------------------- */
 
-static squint_err print_info(const sq_gguf *g, bool tensors, bool json, squint_msg *msg)
+static squint_err print_info(const sq_gguf *g, const squint_model *model, bool tensors, bool json, squint_msg *msg)
 {
     model_facts m = {0};
     squint_err err = read_facts(&m, g, msg);
+    if (model) {
+        m.device = squint_model_device(model);
+        m.session_bytes = squint_session_bytes(model, NULL);
+        m.device_bytes = squint_session_device_bytes(model, NULL);
+    }
     if (!err && json) {
         cJSON *facts = facts_json(&m);
         if (tensors) cJSON_AddItemToObject(facts, "tensors", tensors_json(g, &err, msg));
@@ -633,9 +690,12 @@ static squint_err print_info(const sq_gguf *g, bool tensors, bool json, squint_m
 static int run(const cli_command *self, int argc, char **argv)
 {
     bool tensors = false, json = false;
-    const char *mmproj = NULL;
+    squint_model_options model_options = {.on_note = cli_note};
     const cli_option options[] = {
-        CLI_ROW_MMPROJ(&mmproj),
+        CLI_ROW_MMPROJ(&model_options.mmproj),
+        CLI_ROW_TEXT(0, "device", &model_options.device, "NAME",
+                     "open the model on it, and tell what memory a session takes: cpu, cpu:f32, cuda, cuda:f32, "
+                     "cuda:f16 (default: the model is not opened)"),
         CLI_ROW_FLAG('t', "tensors", &tensors, "list the tensors: type, shape as a matrix, place, name"),
         CLI_ROW_FLAG(0, "json", &json, "one JSON object instead"),
         CLI_ROW_END,
@@ -646,9 +706,12 @@ static int run(const cli_command *self, int argc, char **argv)
     const char *path = cli_model_path(first < argc ? argv[first] : NULL);
     if (!path) return CLI_MISUSED;
     sq_gguf *g = NULL;
+    squint_model *model = NULL;
     squint_msg msg;
-    squint_err err = sq_gguf_open_pair(&g, path, mmproj, NULL, &msg);
-    if (!err) err = print_info(g, tensors, json, &msg);
+    squint_err err = sq_gguf_open_pair(&g, path, model_options.mmproj, NULL, &msg);
+    if (!err && model_options.device) err = squint_model_open(&model, path, &model_options, &msg);
+    if (!err) err = print_info(g, model, tensors, json, &msg);
+    squint_model_close(&model);
     sq_gguf_close(&g);
     if (err) return cli_fail(err, &msg);
     return cli_flush() ? CLI_DONE : CLI_FAILED;
@@ -660,6 +723,8 @@ const cli_command info_command = {
     .summary = "tell what is in a model file",
     .details = "Prints shapes, parameters, types of tensors, how many vision tokens each layer runs, and what one\n"
                "image takes: multiply-adds of tower and prefill, bytes of keys and values, and a dense model's.\n"
+               "A device's memory takes the weights once and a session's own for each picture at a time; what a\n"
+               "prefill needs meanwhile comes on top, a few hundred MiB for a large model.\n"
                "Without MODEL: the one that caption uses.",
     .run = run,
 };

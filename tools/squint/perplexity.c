@@ -326,7 +326,7 @@ static void print_json(const perplexity_job *job, const report *r)
         }
         cli_json_number(json, "same_top", r->same_top, 6);
     }
-    cJSON_AddStringToObject(json, "isa", squint_model_isa(job->model.model));
+    cli_json_runner(json, job->model.session, job->model.model);
     cli_json_line(stdout, json);
 }
 
@@ -476,6 +476,7 @@ static int run(const cli_command *self, int argc, char **argv)
         CLI_ROW_TEXT(0, "against", &job.against_path, "FILE", "compare with what --save-logits wrote"),
         CLI_ROW_TEXT(0, "versus", &job.reference.path, "MODEL", "compare with another file of the model"),
         CLI_ROW_FLAG(0, "json", &job.json, "one JSON object instead"),
+        CLI_ROW_DEVICE(&model_options.device),
         CLI_ROW_THREADS(&session.threads),
         CLI_ROW_MODE(&model_options.mode),
         CLI_ROW_ISA(&model_options.isa),

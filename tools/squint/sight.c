@@ -97,11 +97,12 @@ static void add_grids(sight *out, const squint_result *r)
 void sight_of_caption(sight *out, const squint_model *m, const squint_session *s, const squint_result *r,
                       const char *file, const char *model)
 {
-    const char *const mode = squint_model_mode(m);
+    const char *const mode = squint_model_mode(m), *const device = squint_model_device(m);
     *out = (sight){.file = clean(file, strlen(file)),
                    .caption = clean(r->text, strlen(r->text)),
                    .model = clean(model, strlen(model)),
                    .mode = clean(mode, strlen(mode)),
+                   .device = clean(device, strlen(device)),
                    .grid = r->grid,
                    .n_vision = r->n_vision_tokens,
                    .n_layers = r->n_layers,
@@ -134,6 +135,7 @@ void sight_free(sight *s)
     free(s->caption);
     free(s->model);
     free(s->mode);
+    free(s->device);
     *s = (sight){0};
 }
 

@@ -35,6 +35,7 @@ enum { SIGHT_MOST_MORE = 16 };
 
 typedef struct sight {
     char *file, *caption, *model, *mode; /* UTF-8 */
+    char *device;                        /* the same; NULL: not told */
     squint_grid grid;                    /* of the first vision tokens */
     squint_grid more[SIGHT_MOST_MORE];   /* [n_more] of others, over tiles or parts of the picture; none is empty */
     unsigned n_more;

@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: MIT
  *
  *   {"squint_trace": 1, "images": [{
- *     "file", "model", "mode", "caption": strings,
+ *     "file", "model", "mode", "caption": strings; and "device", which ran it,
  *     "picture": {"width", "height"},                       pixels
  *     "grid": {"columns", "rows", "x", "y", "width", "height"},
  *                          where the vision tokens lie, row by row: in the picture's pixels from its upper left corner
@@ -142,6 +142,7 @@ void trace_print(FILE *f, const sight *s)
     print_field(f, "file", s->file);
     print_field(f, "model", s->model);
     print_field(f, "mode", s->mode);
+    if (s->device) print_field(f, "device", s->device);
     print_field(f, "caption", s->caption);
     fprintf(f, "\n \"picture\":{\"width\":%u,\"height\":%u},", g->picture_w, g->picture_h);
     fprintf(f, "\"grid\":{\"columns\":%u,\"rows\":%u,\"x\":%.17g,\"y\":%.17g,\"width\":%.17g,\"height\":%.17g},",
@@ -420,6 +421,7 @@ static void read_sight(reader *r, const cJSON *json, sight *s)
     s->file = read_text(r, json, "", "file");
     s->model = read_text(r, json, "", "model");
     s->mode = read_text(r, json, "", "mode");
+    if (cJSON_GetObjectItemCaseSensitive(json, "device")) s->device = read_text(r, json, "", "device");
     s->caption = read_text(r, json, "", "caption");
     read_grid(r, json, &s->grid);
     s->grid.row_tokens = s->grid.columns;
