@@ -435,6 +435,7 @@ squint_err sq_load_mat(squint_model *m, const char *name, uint32_t n, uint32_t k
     if (err) return err;
     *out = (sq_mat){.n = n, .k = k};
     err = load_stored(m, name, t, n, k, out, msg);
+    *(out->f32 ? &m->any_floats : &m->any_panels) = true; /* as it is stored */
     return !err && !sq_mat_suit(m, out) ? sq_tensor_no_memory(m, name, msg) : err;
 }
 

@@ -67,11 +67,6 @@ static squint_err tokenize_prompt(const arank_job *job, prompt *p, squint_msg *m
     return asked_prompt(job->model, p->text, &p->ids, &p->n, msg);
 }
 
-static uint32_t limit_of(const squint_model *m)
-{
-    return m->max_expanded && m->max_expanded < m->n_ctx ? m->max_expanded : m->n_ctx;
-}
-
 static squint_err tokenize_prompts(arank_job *job, squint_msg *msg)
 {
     const squint_model *m = job->model;
@@ -79,9 +74,9 @@ static squint_err tokenize_prompts(arank_job *job, squint_msg *msg)
         const squint_err err = tokenize_prompt(job, &job->prompts[i], msg);
         if (err) return err;
         const uint32_t least = job->prompts[i].n - 1 + m->n_vision_base;
-        if (least > limit_of(m))
+        if (least > asked_limit(m))
             return sq_fail(msg, SQUINT_ERR_LIMIT, "prompt %zu has %u tokens with the image's; the model takes %u",
-                           i + 1, least, limit_of(m));
+                           i + 1, least, asked_limit(m));
     }
     return SQUINT_OK;
 }
@@ -428,7 +423,7 @@ static squint_err open_session(arank_job *job, const squint_session_options *opt
     for (size_t i = 0; i < job->n_prompts; i++)
         longest = job->prompts[i].n > longest ? job->prompts[i].n : longest;
     longest += job->model->n_vision - 1;
-    if (longest > limit_of(job->model)) longest = limit_of(job->model);
+    if (longest > asked_limit(job->model)) longest = asked_limit(job->model);
     const sq_limits limits = {.max_rows = longest,
                               .max_tokens = longest,
                               .max_logits = 1,

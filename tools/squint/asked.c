@@ -23,6 +23,11 @@ squint_err asked_prompt(const squint_model *m, const char *text, uint32_t **ids,
     return err;
 }
 
+uint32_t asked_limit(const squint_model *m)
+{
+    return m->max_expanded && m->max_expanded < m->n_ctx ? m->max_expanded : m->n_ctx;
+}
+
 squint_err asked_picture(squint_session *s, const char *path, squint_msg *msg)
 {
     const squint_allocator a = sq_allocator_or_default(NULL);
@@ -32,4 +37,18 @@ squint_err asked_picture(squint_session *s, const char *path, squint_msg *msg)
     err = sq_session_picture(s, image.rgb, image.w, image.h, 3 * (size_t)image.w, msg);
     sq_image_free(&image, &a);
     return err;
+}
+
+squint_err asked_token(squint_session *s, uint32_t id, float *logits, int32_t *kv, squint_msg *msg)
+{
+    const squint_model *const m = s->model;
+    const squint_err err = sq_session_forward(s, &id, 1, 1, msg);
+    if (err) return err;
+    memcpy(logits, s->logits, m->n_vocab * sizeof *logits);
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        uint32_t entries;
+        m->family->kv_places(s, l, &entries);
+        kv[l] = (int32_t)entries;
+    }
+    return SQUINT_OK;
 }

@@ -16,6 +16,7 @@
 #include "tools/squint/asked.h"
 #include "tools/squint/cli.h"
 #include "tools/squint/stages.h"
+#include "tools/squint/traced.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -37,10 +38,10 @@ typedef struct compare_job {
     /* What it takes. */
     squint_model *model;
     squint_session *session;
-    bool judge, decoding;  /* judge: or a stage past its budget is only told */
-    unsigned image, mined; /* of the front end, counted from 1 */
-    double *scores;        /* [n] of a layer, as the reference has them, else as squint has */
-    const stage *tied;     /* sets differ by ties: what follows cannot be judged */
+    bool judge, decoding; /* judge: or a stage past its budget is only told */
+    traced_images images;
+    double *scores;    /* [n] of a layer, as the reference has them, else as squint has */
+    const stage *tied; /* sets differ by ties: what follows cannot be judged */
 } compare_job;
 
 /* ---- The dump ------------------------------------------------------------------------------ */
@@ -198,23 +199,12 @@ static squint_err take_prompt(compare_job *job, squint_msg *msg)
 
 /* ---- What a session tells ------------------------------------------------------------------ */
 
-/* Not judged: that sets before it differ by ties, or that nobody asked to. */
-static void settle(compare_job *job, stage *s)
-{
-    if (s->state == STAGE_PAST && job->tied && s != job->tied) {
-        s->state = STAGE_OPEN;
-        snprintf(s->why, sizeof s->why, "not judged: ties made %s another set", job->tied->name);
-    }
-    if (s->state == STAGE_PAST && !job->judge && s->kind != STAGE_EXACT) s->state = STAGE_OPEN;
-    if (s->kind == STAGE_SET && s->state == STAGE_WITHIN && s->n_others && !job->tied) job->tied = s;
-}
-
 static void hear_floats(compare_job *job, const char *name, const float *data, uint32_t rows, uint32_t cols)
 {
     stage *const s = find_stage(job, name);
     if (!s) return;
     stage_compare_floats(s, data, rows, cols, &job->budgets);
-    settle(job, s);
+    stage_settle(s, &job->tied, job->judge);
 }
 
 /* What CLIP sees is Pillow's picture, to the last bit, or was resampled in floats. */
@@ -227,102 +217,39 @@ static void hear_pixels(compare_job *job, const char *name, const float *data, u
     hear_floats(job, name, data, 1, n);
 }
 
-/* Places of the n rows that have scores: all, the vision tokens, or those of high resolution. */
-static void place_scores(compare_job *job, const float *z, uint32_t n)
-{
-    const squint_session *const s = job->session;
-    const uint32_t total = (uint32_t)job->n_ids, vision = job->image_at == SIZE_MAX ? 0 : s->n_vision;
-    const uint32_t first = n == total ? 0 : (uint32_t)job->image_at + vision - n;
-    for (uint32_t i = 0; i < total; i++)
-        job->scores[i] = NAN;
-    for (uint32_t i = 0; i < n && (n == total || n <= vision); i++)
-        job->scores[first + i] = (double)z[i];
-}
-
 /* The reference's scores, if it has them, say how near it was to choosing otherwise. */
 static void hear_scores(compare_job *job, const char *name, const float *z, uint32_t n)
 {
-    const sq_decoder *const net = &sq_llava_of(job->session)->decoder;
     const stage *const s = find_stage(job, name);
     hear_floats(job, name, z, 1, n);
     const bool have = s && s->tensor->type == SQ_TENSOR_F32 && s->state != STAGE_UNSEEN && s->cols == n &&
                       s->tensor->bytes == n * sizeof(float);
-    place_scores(job, have ? (const float *)(const void *)s->tensor->data : z, n);
-    for (uint32_t i = 0; i < job->n_ids; i++) { /* what is always run has no contest */
-        const bool image = job->ids[i] == SQ_IMAGE_TOKEN;
-        if (net->mode.select == SQ_SELECT_CAPACITY &&
-            (net->mode.target == SQ_TARGET_VISION ? !image : i >= net->mode.region))
-            job->scores[i] = NAN;
-    }
+    const float *const theirs = have ? (const float *)(const void *)s->tensor->data : z;
+    traced_scores(job->session, job->ids, (uint32_t)job->n_ids, theirs, n, job->scores);
 }
 
 static void hear_kept(compare_job *job, const char *name, const uint32_t *kept, uint32_t n)
 {
-    const sq_mode *const mode = &sq_llava_of(job->session)->decoder.mode;
-    const double p = (double)mode->prefill_threshold;
-    const stage_contest contest = {.n = (uint32_t)job->n_ids,
-                                   .score = job->scores,
-                                   .threshold = mode->select == SQ_SELECT_THRESHOLD ? log(p / (1 - p)) : NAN};
     stage *const s = find_stage(job, name);
     if (!s) return;
+    const stage_contest contest = traced_contest(job->session, (uint32_t)job->n_ids, job->scores);
     stage_compare_sets(s, kept, n, &contest, &job->budgets);
-    settle(job, s);
+    stage_settle(s, &job->tied, job->judge);
 }
 
 static void on_trace(void *user, sq_trace_what what, int layer, const void *data, uint32_t rows, uint32_t cols)
 {
     compare_job *const job = user;
     char name[STAGE_NAME];
-    if (job->decoding) return;
-    if (what == SQ_TRACE_PIXELS) job->image++;
-    if (what == SQ_TRACE_MINED) job->mined++;
-    const unsigned image = job->image ? job->image - 1 : 0;
-#define NAME(...) (snprintf(name, sizeof name, __VA_ARGS__), name)
-    switch (what) {
-    case SQ_TRACE_PIXELS:
-        hear_pixels(job, NAME("pixels.%u", image), data, cols);
-        break;
-    case SQ_TRACE_PATCHES:
-        hear_floats(job, NAME("tower.%u.embd", image), data, rows, cols);
-        break;
-    case SQ_TRACE_TOWER_LAYER:
-        hear_floats(job, NAME("tower.%u.blk.%d", image, layer), data, rows, cols);
-        break;
-    case SQ_TRACE_TOWER:
-        hear_floats(job, NAME("tower.%u.out", image), data, rows, cols);
-        break;
-    case SQ_TRACE_SLOW:
-        hear_floats(job, NAME("slow.stage.%d", layer), data, rows, cols);
-        break;
-    case SQ_TRACE_ADAPTER:
-        hear_floats(job, NAME("adapter.%d", layer), data, rows, cols);
-        break;
-    case SQ_TRACE_MINED:
-        hear_floats(job, NAME("mined.%u", job->mined - 1), data, rows, cols);
-        break;
-    case SQ_TRACE_PROJECTED:
-        hear_floats(job, "projected", data, rows, cols);
-        break;
-    case SQ_TRACE_EMBEDDED:
-        hear_floats(job, "embd", data, rows, cols);
-        break;
-    case SQ_TRACE_LAYER:
-        hear_floats(job, NAME("blk.%d", layer), data, rows, cols);
-        break;
-    case SQ_TRACE_SCORES:
-        hear_scores(job, NAME("blk.%d.scores", layer), data, cols);
-        break;
-    case SQ_TRACE_KEPT:
-        hear_kept(job, NAME("blk.%d.kept", layer), data, cols);
-        break;
-    case SQ_TRACE_LOGITS:
-        hear_floats(job, "logits", data, rows, cols);
-        break;
-    case SQ_TRACE_WEIGHTS:
-    case SQ_TRACE_QKV:
-        break;
-    }
-#undef NAME
+    if (job->decoding || !traced_name(&job->images, what, layer, name)) return;
+    if (what == SQ_TRACE_PIXELS)
+        hear_pixels(job, name, data, cols);
+    else if (what == SQ_TRACE_SCORES)
+        hear_scores(job, name, data, cols);
+    else if (what == SQ_TRACE_KEPT)
+        hear_kept(job, name, data, cols);
+    else
+        hear_floats(job, name, data, rows, cols);
 }
 
 /* ---- Running ------------------------------------------------------------------------------- */
@@ -375,20 +302,13 @@ static squint_err decode(compare_job *job, const uint32_t *ids, size_t n, squint
     int32_t *const kv = cli_alloc(n * n_layers, sizeof *kv);
     squint_err err = SQUINT_OK;
     job->decoding = true;
-    for (size_t i = 0; !err && i < n; i++) {
-        if ((err = sq_session_forward(s, &ids[i], 1, 1, msg))) break;
-        memcpy(logits + i * n_vocab, s->logits, n_vocab * sizeof *logits);
-        for (uint32_t l = 0; l < n_layers; l++) {
-            uint32_t entries;
-            s->model->family->kv_places(s, l, &entries);
-            kv[i * n_layers + l] = (int32_t)entries;
-        }
-    }
+    for (size_t i = 0; !err && i < n; i++)
+        err = asked_token(s, ids[i], logits + i * n_vocab, kv + i * n_layers, msg);
     if (!err) hear_floats(job, "decode.logits", logits, (uint32_t)n, n_vocab);
     stage *const lengths = find_stage(job, "decode.kv");
     if (!err && lengths) {
         stage_compare_ints(lengths, kv, (uint32_t)n, n_layers);
-        settle(job, lengths);
+        stage_settle(lengths, &job->tied, job->judge);
     }
     free(logits);
     free(kv);
@@ -445,76 +365,6 @@ static squint_err run_all(compare_job *job, const squint_session_options *option
 
 /* ---- Report -------------------------------------------------------------------------------- */
 
-static void print_set(const stage *s)
-{
-    printf("%-18s %6u of %-6u %s", s->name, s->n_both, s->n_either, s->n_others ? "differ:" : "the same");
-    for (uint32_t i = 0; i < s->n_others && i < STAGE_SHOWN; i++)
-        printf(" %c%u (%.2g)", s->others[i].theirs ? '-' : '+', s->others[i].at, s->others[i].gap);
-    if (s->n_others > STAGE_SHOWN) printf(" ...");
-}
-
-static void print_stage(const stage *s)
-{
-    char size[32];
-    snprintf(size, sizeof size, "%u x %u", s->rows, s->cols);
-    if (isnan(s->cosine) && s->kind != STAGE_SET)
-        printf("%-18s %14s%s", s->name, s->rows ? size : "", s->state == STAGE_WITHIN ? " the same" : "");
-    else if (s->kind == STAGE_SET)
-        print_set(s);
-    else
-        printf("%-18s %14s %9.2e %9.2e %9.2e %9.2e %10.7f", s->name, size, s->largest, s->mean, s->relative, s->worst,
-               s->cosine);
-    printf("%s%s\n", *s->why ? "  " : "", s->why);
-}
-
-static void add_others(cJSON *json, const stage *s)
-{
-    cJSON *const others = cJSON_AddArrayToObject(json, "others");
-    for (uint32_t i = 0; i < s->n_others && i < STAGE_SHOWN; i++) {
-        cJSON *const other = cJSON_CreateObject();
-        cJSON_AddNumberToObject(other, "position", s->others[i].at);
-        cJSON_AddBoolToObject(other, "reference", s->others[i].theirs);
-        if (isfinite(s->others[i].gap))
-            cJSON_AddNumberToObject(other, "gap", s->others[i].gap);
-        else
-            cJSON_AddNullToObject(other, "gap");
-        cJSON_AddItemToArray(others, other);
-    }
-}
-
-static void add_number(cJSON *json, const char *key, double v)
-{
-    if (isfinite(v))
-        cJSON_AddNumberToObject(json, key, v);
-    else
-        cJSON_AddNullToObject(json, key);
-}
-
-static void print_stage_json(const stage *s)
-{
-    static const char *const states[] = {
-        [STAGE_UNSEEN] = "past", [STAGE_WITHIN] = "within", [STAGE_PAST] = "past", [STAGE_OPEN] = "open"};
-    cJSON *const json = cJSON_CreateObject();
-    cJSON_AddItemToObject(json, "stage", cli_json_text(s->name, strlen(s->name)));
-    cJSON_AddStringToObject(json, "state", states[s->state]);
-    cJSON_AddNumberToObject(json, "rows", s->rows);
-    cJSON_AddNumberToObject(json, "cols", s->cols);
-    if (s->kind == STAGE_SET) {
-        cJSON_AddNumberToObject(json, "both", s->n_both);
-        cJSON_AddNumberToObject(json, "either", s->n_either);
-        cJSON_AddNumberToObject(json, "ties", s->n_ties);
-        add_others(json, s);
-    } else if (!isnan(s->cosine)) {
-        add_number(json, "largest", s->largest);
-        add_number(json, "mean", s->mean);
-        add_number(json, "relative", s->relative);
-        add_number(json, "worst_row", s->worst);
-        add_number(json, "cosine", s->cosine);
-    }
-    if (*s->why) cJSON_AddStringToObject(json, "why", s->why);
-    cli_json_line(stdout, json);
-}
-
 static void print_verdict(const compare_job *job, const stage *first)
 {
     sq_str source = {"", 0};
@@ -539,17 +389,21 @@ static void print_verdict(const compare_job *job, const stage *first)
     }
 }
 
+static void print_stage(const stage *s)
+{
+    stage_print(s);
+    printf("%s%s\n", *s->why ? "  " : "", s->why);
+}
+
 /* The first stage past its budget, NULL: none is. */
 static const stage *report(const compare_job *job)
 {
     const stage *first = NULL;
-    if (!job->json)
-        printf("%-18s %14s %9s %9s %9s %9s %10s\n", "stage", "rows x columns", "largest", "mean", "relative",
-               "worst row", "cosine");
+    if (!job->json) stage_print_head();
     for (size_t i = 0; i < job->n_stages; i++) {
         const stage *const s = &job->stages[i];
         if (job->json)
-            print_stage_json(s);
+            cli_json_line(stdout, stage_json(s));
         else
             print_stage(s);
         if (!first && s->state == STAGE_PAST) first = s;

@@ -152,6 +152,7 @@ static void judge_sets(stage *s, const bool *ours, const bool *theirs, const sta
         s->n_either += ours[i] || theirs[i];
         if (ours[i] == theirs[i]) continue;
         const stage_other other = {i, theirs[i], gap_of(contest, &c, i, theirs[i])};
+        if (other.gap > s->farthest) s->farthest = other.gap;
         if (other.gap <= ties) {
             s->n_ties++;
             if (other.gap > s->widest) s->widest = other.gap;
@@ -186,4 +187,91 @@ void stage_compare_sets(stage *s, const uint32_t *got, uint32_t n, const stage_c
     if (s->state != STAGE_PAST) judge_sets(s, ours, theirs, contest, (double)budgets->ties);
     free(ours);
     free(theirs);
+}
+
+/* ---- verdicts ---- */
+
+void stage_settle(stage *s, const stage **tied, bool judge)
+{
+    if (s->state == STAGE_PAST && *tied && s != *tied) {
+        s->state = STAGE_OPEN;
+        snprintf(s->why, sizeof s->why, "not judged: ties made %s another set", (*tied)->name);
+    }
+    if (s->state == STAGE_PAST && !judge && s->kind != STAGE_EXACT) s->state = STAGE_OPEN;
+    if (s->kind == STAGE_SET && s->state == STAGE_WITHIN && s->n_others && !*tied) *tied = s;
+}
+
+void stage_print_head(void)
+{
+    printf("%-18s %14s %9s %9s %9s %9s %10s\n", "stage", "rows x columns", "largest", "mean", "relative", "worst row",
+           "cosine");
+}
+
+static void print_set(const stage *s)
+{
+    enum { LAST_COLUMN = 80 }; /* in which another position may begin */
+    uint32_t i = 0;
+    int column = printf("%-18s %6u of %-6u %s", s->name, s->n_both, s->n_either, s->n_others ? "differ:" : "the same");
+    for (; i < s->n_others && i < STAGE_SHOWN && column < LAST_COLUMN; i++)
+        column += printf(" %c%u (%.2g)", s->others[i].theirs ? '-' : '+', s->others[i].at, s->others[i].gap);
+    if (i < s->n_others) printf(" ...");
+}
+
+void stage_print(const stage *s)
+{
+    char size[32];
+    snprintf(size, sizeof size, "%u x %u", s->rows, s->cols);
+    if (isnan(s->cosine) && s->kind != STAGE_SET)
+        printf("%-18s %14s%s", s->name, s->rows ? size : "", s->state == STAGE_WITHIN ? " the same" : "");
+    else if (s->kind == STAGE_SET)
+        print_set(s);
+    else
+        printf("%-18s %14s %9.2e %9.2e %9.2e %9.2e %10.7f", s->name, size, s->largest, s->mean, s->relative, s->worst,
+               s->cosine);
+}
+
+static void add_number(cJSON *json, const char *key, double v)
+{
+    if (isfinite(v))
+        cJSON_AddNumberToObject(json, key, v);
+    else
+        cJSON_AddNullToObject(json, key);
+}
+
+static void add_others(cJSON *json, const stage *s)
+{
+    cJSON *const others = cJSON_AddArrayToObject(json, "others");
+    for (uint32_t i = 0; i < s->n_others && i < STAGE_SHOWN; i++) {
+        cJSON *const other = cJSON_CreateObject();
+        cJSON_AddNumberToObject(other, "position", s->others[i].at);
+        cJSON_AddBoolToObject(other, "reference", s->others[i].theirs);
+        add_number(other, "gap", s->others[i].gap);
+        cJSON_AddItemToArray(others, other);
+    }
+}
+
+cJSON *stage_json(const stage *s)
+{
+    static const char *const states[] = {
+        [STAGE_UNSEEN] = "past", [STAGE_WITHIN] = "within", [STAGE_PAST] = "past", [STAGE_OPEN] = "open"};
+    cJSON *const json = cJSON_CreateObject();
+    cJSON_AddItemToObject(json, "stage", cli_json_text(s->name, strlen(s->name)));
+    cJSON_AddStringToObject(json, "state", states[s->state]);
+    cJSON_AddNumberToObject(json, "rows", s->rows);
+    cJSON_AddNumberToObject(json, "cols", s->cols);
+    if (s->kind == STAGE_SET) {
+        cJSON_AddNumberToObject(json, "both", s->n_both);
+        cJSON_AddNumberToObject(json, "either", s->n_either);
+        cJSON_AddNumberToObject(json, "ties", s->n_ties);
+        add_number(json, "farthest", s->farthest);
+        add_others(json, s);
+    } else if (!isnan(s->cosine)) {
+        add_number(json, "largest", s->largest);
+        add_number(json, "mean", s->mean);
+        add_number(json, "relative", s->relative);
+        add_number(json, "worst_row", s->worst);
+        add_number(json, "cosine", s->cosine);
+    }
+    if (*s->why) cJSON_AddStringToObject(json, "why", s->why);
+    return json;
 }

@@ -8,6 +8,8 @@
 
 #include "runtime/gguf.h"
 
+#include <cjson/cJSON.h>
+
 enum { STAGE_NAME = 64, STAGE_SHOWN = 8 };
 
 /* What decides whether a stage is right. */
@@ -16,6 +18,7 @@ typedef enum stage_kind {
     STAGE_FLOATS, /* rows of a network: each row's difference in parts of the row */
     STAGE_LOGITS, /* the largest difference */
     STAGE_SET,    /* positions that a layer runs: the same, ties aside */
+    STAGE_COUNTS, /* how many they are: the same, where sets are judged */
 } stage_kind;
 
 typedef struct stage_budgets {
@@ -49,7 +52,7 @@ typedef struct stage {
     double largest, mean, relative, worst, cosine;
     /* Sets */
     uint32_t n_both, n_either, n_others, n_ties;
-    double widest; /* gap of a tie */
+    double widest, farthest; /* largest gap of a tie, of any position in one set alone */
     stage_other others[STAGE_SHOWN];
 } stage;
 
@@ -74,5 +77,13 @@ void stage_refuse(stage *s, const char *format, ...)
     __attribute__((format(printf, 2, 3)))
 #endif
     ;
+/** What is past its budget is not judged (STAGE_OPEN) after sets that differ by ties, and, but for what must be exact,
+ *  where nobody asked to.  @param tied  the first such set, NULL before one */
+void stage_settle(stage *s, const stage **tied, bool judge);
+
+/** A table's head, and a row of it without its newline and s->why. */
+void stage_print_head(void);
+void stage_print(const stage *s);
+cJSON *stage_json(const stage *s);
 
 #endif
