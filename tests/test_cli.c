@@ -110,8 +110,8 @@ static void check_options_once(const char *command, const char *help)
 static void help_goes_to_stdout(void **state)
 {
     (void)state;
-    static const char *const commands[] = {"caption", "info", "quantize", "tokenize", "eval",       "arank",
-                                           "bench",   "look", "compare",  "merge",    "perplexity", "synth"};
+    static const char *const commands[] = {"caption", "info",    "quantize", "tokenize", "eval",       "arank", "bench",
+                                           "look",    "compare", "merge",    "parity",   "perplexity", "synth"};
     command_result r = RUN("--help");
     assert_done(&r);
     assert_string_equal(r.err, "");

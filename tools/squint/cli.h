@@ -55,7 +55,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command caption_command, info_command, quantize_command, tokenize_command, eval_command, bench_command,
-    arank_command, look_command, compare_command, merge_command, perplexity_command, synth_command;
+    arank_command, look_command, compare_command, merge_command, parity_command, perplexity_command, synth_command;
 
 /**
  * Reads the options of a command. Options and operands may come in any order; "--" ends options.

@@ -6,9 +6,10 @@
 
 #include <string.h>
 
-static const cli_command *const commands[] = {&caption_command,  &look_command,  &info_command,       &quantize_command,
-                                              &tokenize_command, &eval_command,  &arank_command,      &bench_command,
-                                              &compare_command,  &merge_command, &perplexity_command, &synth_command};
+static const cli_command *const commands[] = {&caption_command,  &look_command,   &info_command,  &quantize_command,
+                                              &tokenize_command, &eval_command,   &arank_command, &bench_command,
+                                              &compare_command,  &parity_command, &merge_command, &perplexity_command,
+                                              &synth_command};
 
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
