@@ -353,4 +353,12 @@ const sq_device_ops sq_cuda_ops = {
     .copy = sq_cuda_copy,
     .project = sq_cuda_project,
     .rows = sq_cuda_rows,
+    .patches = sq_cuda_patches,
+    .depthwise = sq_cuda_depthwise,
+    .resize = sq_cuda_resize,
+    .mine = sq_cuda_mine,
+    .means = sq_cuda_means,
+    .relu = sq_cuda_relu,
+    .add = sq_cuda_add,
+    .add_weights = sq_cuda_add_weights,
 };
