@@ -302,20 +302,22 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s = 
 /* A kernel takes one plain struct, whose type is told by the kernel. */
 typedef void emulator_call(void (*kernel)(), const void *argument);
 cudaError_t emulator_launch(const char *name, void (*kernel)(), emulator_call *call, dim3 grid, dim3 block,
-                            const void *argument, size_t bytes, size_t shared_bytes, cudaStream_t s);
+                            const void *argument, const void *without_padding, size_t bytes, size_t shared_bytes,
+                            cudaStream_t s);
 template <class T>
 static inline cudaError_t emulator_launch_kernel(const char *name, void (*kernel)(T), dim3 grid, dim3 block,
                                                  void **arguments, size_t shared_bytes = 0, cudaStream_t s = 0)
 {
     static_assert(std::is_trivially_copyable<T>::value, "a kernel takes a plain struct");
-    T argument = *static_cast<const T *>(arguments[0]);
+    /* Padding may hold what looks like a pointer. Only for looking at: GCC 12 also clears parts of members. */
+    T without_padding = *static_cast<const T *>(arguments[0]);
 #if __has_builtin(__builtin_clear_padding)
-    __builtin_clear_padding(&argument); /* it may hold what looks like a pointer */
+    __builtin_clear_padding(&without_padding);
 #endif
     return emulator_launch(
         name, reinterpret_cast<void (*)()>(kernel),
         [](void (*k)(), const void *taken) { reinterpret_cast<void (*)(T)>(k)(*static_cast<const T *>(taken)); }, grid,
-        block, &argument, sizeof argument, shared_bytes, s);
+        block, arguments[0], &without_padding, sizeof(T), shared_bytes, s);
 }
 #define cudaLaunchKernel(kernel, ...) emulator_launch_kernel(#kernel, kernel, __VA_ARGS__)
 
