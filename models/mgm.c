@@ -24,23 +24,24 @@ static const float MINE_EPS = 1e-5f; /* PyTorch's default */
 
 /* ---- loading ---- */
 
-/* W_k^T with the norm's weights in its rows, and what W_k adds to every key: W_k b_k + c_k. */
+/* W_k^T with the norm's weights in its rows, as floats for products in one order, and what W_k adds to every key:
+ * W_k b_k + c_k. */
 static squint_err fold_keys(squint_model *m, const sq_affine *norm, const sq_linear *k, sq_mgm *mgm, squint_msg *msg)
 {
     const uint32_t d = k->w.n, d_aux = k->w.k;
-    float *const keys = sq_model_take(m, (size_t)d_aux * d, sizeof *keys);
+    float *const keys = sq_model_take(m, sq_round_up(d_aux, SQ_PANEL_N), d * sizeof *keys);
     float *const offset = sq_model_take(m, d, sizeof *offset), *const row = sq_model_take(m, d_aux, sizeof *row);
     if (!keys || !offset || !row) return sq_tensor_no_memory(m, "mm.uni.k.proj.weight", msg);
     for (uint32_t i = 0; i < d; i++) {
         double sum = (double)k->bias[i];
         sq_mat_row(&k->w, i, row);
         for (uint32_t c = 0; c < d_aux; c++) {
-            keys[(size_t)c * d + i] = row[c] * norm->weight[c];
+            keys[((size_t)(c / SQ_PANEL_N) * d + i) * SQ_PANEL_N + c % SQ_PANEL_N] = row[c] * norm->weight[c];
             sum += (double)row[c] * (double)norm->bias[c];
         }
         offset[i] = (float)sum;
     }
-    mgm->keys = (sq_mat){.n = d_aux, .k = d, .f32 = keys};
+    mgm->keys = (sq_mat){.n = d_aux, .k = d, .ordered = keys};
     mgm->key_offset = offset;
     return SQUINT_OK;
 }
