@@ -19,8 +19,6 @@ enum {
     ORDERED_ROWS = 96,
     TILE_ROWS = 256, /* and what of it waits in the worker's scratch to be scattered: small enough for L2 */
     TILE_COLS = 64,
-    ATTEND_ROWS = 192, /* query rows of one attention chunk, at most */
-    ATTEND_TILE = 12,  /* and what they are a multiple of: the kernels' tiles */
 };
 
 static uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -305,12 +303,11 @@ static void attend_chunk(void *ctx, unsigned chunk, unsigned worker)
 
 void sq_attend(sq_compute *c, const sq_heads *heads)
 {
-    const uint32_t n_q = heads->attn.n_q, blocks = ceil_div(n_q, ATTEND_ROWS);
     if (c->ops) {
         c->ops->attend(c->stream, heads);
         return;
     }
-    const uint32_t rows = sq_round_up(ceil_div(n_q, blocks ? blocks : 1), ATTEND_TILE);
-    attend_job job = {c, heads, ceil_div(n_q, rows ? rows : 1), rows};
+    const uint32_t n_q = heads->attn.n_q, rows = sq_heads_rows(n_q);
+    attend_job job = {c, heads, ceil_div(n_q, rows), rows};
     sq_pool_run(c->pool, job.n_blocks * heads->n_heads, attend_chunk, &job);
 }

@@ -166,6 +166,15 @@ typedef struct sq_heads {
     size_t kv_head_bytes; /* from one KV head to the next, in k and in v */
 } sq_heads;               /* query and output heads lie head_dim floats apart in a row */
 
+/* Queries that one call of an sq_attn_fn gets of so many; the last call what is left. Bits hang by it: few are summed up
+ * in another order. */
+static inline uint32_t sq_heads_rows(uint32_t n_q)
+{
+    enum { MOST = 192, TILE = 12 }; /* a multiple of the CPU kernels' tiles */
+    const uint32_t n = n_q ? n_q : 1, calls = (n + MOST - 1) / MOST;
+    return sq_round_up((n + calls - 1) / calls, TILE);
+}
+
 /* ---- Depthwise convolution ---------------------------------------------------------------- */
 
 enum { SQ_DEPTHWISE_SIDE = 7, SQ_DEPTHWISE_TAPS = SQ_DEPTHWISE_SIDE * SQ_DEPTHWISE_SIDE };

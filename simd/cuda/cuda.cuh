@@ -37,9 +37,12 @@ extern "C" {
 /* Before a loop whose arrays must be registers. */
 #undef SQ_UNROLL
 #ifdef __CUDACC__
-#define SQ_UNROLL _Pragma("unroll")
+#define SQ_PRAGMA(words)    _Pragma(#words)
+#define SQ_UNROLL           SQ_PRAGMA(unroll)
+#define SQ_UNROLL_BY(times) SQ_PRAGMA(unroll times)
 #else
 #define SQ_UNROLL
+#define SQ_UNROLL_BY(times)
 #endif
 
 /* For small functions of kernels. */
