@@ -179,6 +179,16 @@ SQ_DEVICE float sq_warp_max(float v)
     return v;
 }
 
+/* Has the line of memory that this is in brought to L2. */
+SQ_DEVICE void sq_prefetch(const void *p)
+{
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+    (void)p;
+#endif
+}
+
 /*
  * c[16][8] += a[16][32] b[8][32]^T, int8 into int32, by a whole warp. Lane l = 4 * r + t has
  *   a[0], a[1]  inputs 4t to 4t + 3 of rows r and r + 8; a[2], a[3] the same 16 inputs on

@@ -131,6 +131,7 @@ enum {
     N_BLOCKS = 4, /* of 8 channels, a warp's */
     TILE_N_BLOCKS = WARPS_N * N_BLOCKS,
     TILE_N = TILE_N_BLOCKS * SQ_ROW_BLOCK,
+    AHEAD = 4, /* pairs by which L2 is told what weights come next: memory takes longer than a pair's products */
 };
 
 /* What a thread carries from memory to shared memory: of rows and channels each, some lanes' words of a pair, and a
@@ -173,9 +174,13 @@ SQ_DEVICE void carry(const product_args *a, const product_mat *mat, uint32_t row
     for (int i = 0; i < carried<HALF>::B; i++) {
         const uint32_t block = channel0 / SQ_ROW_BLOCK + (t + i * GEMM_THREADS) / SQ_WARP;
         const size_t at = ((size_t)block * a->n_pairs + pair) * SQ_WARP + lane;
-        out->b[i] = block * SQ_ROW_BLOCK < mat->n ? load_weights<I4>(mat->weights, at) : none;
+        const bool there = block * SQ_ROW_BLOCK < mat->n;
+        out->b[i] = there ? load_weights<I4>(mat->weights, at) : none;
+        if (there && pair + AHEAD < a->n_pairs)
+            sq_prefetch((const uint8_t *)mat->weights + (at + AHEAD * SQ_WARP) * (I4 ? sizeof(uint2) : sizeof(uint4)));
     }
     const uint32_t rows = WARPS_M * HALF * SQ_ROW_BLOCK;
+    static_assert(2 * WARPS_M * HALF * SQ_ROW_BLOCK <= GEMM_THREADS && 2 * TILE_N == GEMM_THREADS, "a scale of each");
     out->sa = t < 2 * rows ? activation_scale(a, pair, row0, t, rows) : 0.0f;
     out->sw = weight_scale(a, mat, pair, channel0, t);
 }
@@ -202,7 +207,6 @@ template <bool I4, int HALF>
 static __global__ void __launch_bounds__(GEMM_THREADS, 8 / HALF) gemm_kernel(const product_args a)
 {
     enum { M_BLOCKS = WARPS_M * HALF, ROWS = M_BLOCKS * SQ_ROW_BLOCK, PAIRED = HALF / 2 };
-    static_assert(2 * ROWS <= GEMM_THREADS && 2 * TILE_N == GEMM_THREADS, "a thread carries a scale of each");
     __shared__ uint4 shared_a[2][M_BLOCKS][SQ_WARP], shared_b[2][TILE_N_BLOCKS][SQ_WARP];
     __shared__ float shared_sa[2][2 * ROWS], shared_sw[2][2 * TILE_N];
 
@@ -277,13 +281,13 @@ static __global__ void __launch_bounds__(GEMM_THREADS, 8 / HALF) gemm_kernel(con
 /* ---- Few rows ---------------------------------------------------------------------------- */
 
 /*
- * A warp has 8 channels and all rows, in blocks of 8: 1, 2 or 4. It asks for a batch of pairs of steps at a time, one
- * batch ahead, 4 KiB of weights, so that a few warps a multiprocessor keep the memory busy.
+ * A warp has 8 channels and all rows, in blocks of 8: 1, 2, 4 or 8. It asks for a batch of pairs of steps at a time,
+ * one batch ahead, 4 KiB of weights, so that a few warps a multiprocessor keep the memory busy; of 64 rows, whose time
+ * goes into loading activations from L1, half as much.
  */
-enum { FEW_THREADS = 64, FEW_CHANNELS = FEW_THREADS / SQ_WARP * SQ_ROW_BLOCK, FEW_ROWS = 32 };
+enum { FEW_THREADS = 64, FEW_CHANNELS = FEW_THREADS / SQ_WARP * SQ_ROW_BLOCK, FEW_ROWS = 64 };
 
-template <bool I4> struct batch {
-    enum { PAIRS = I4 ? 16 : 8 };
+template <int PAIRS> struct batch {
     uint4 words[PAIRS];
     uint32_t scales[2 * PAIRS]; /* of the group of each step, two channels as binary16 */
 };
@@ -300,20 +304,20 @@ SQ_DEVICE void walk_on(const product_args *a, group_walk *w)
     w->g++;
 }
 
-template <bool I4>
+template <bool I4, int PAIRS>
 SQ_DEVICE void fetch(const product_args *a, const product_mat *mat, uint32_t block, uint32_t pair0, group_walk *walk,
-                     batch<I4> *out)
+                     batch<PAIRS> *out)
 {
     const uint32_t lane = threadIdx.x % SQ_WARP;
     SQ_UNROLL
-    for (int p = 0; p < batch<I4>::PAIRS; p++) {
+    for (int p = 0; p < PAIRS; p++) {
         const size_t at = ((size_t)block * a->n_pairs + pair0 + p) * SQ_WARP + lane;
         out->words[p] = pair0 + p < a->n_pairs ? load_weights<I4>(mat->weights, at) : make_uint4(0, 0, 0, 0);
     }
     if (!mat->group_scales) return;
     const uint16_t *const scales = (const uint16_t *)mat->scales + sq_scale_at(block * SQ_ROW_BLOCK, 0, a->n_groups);
     SQ_UNROLL
-    for (int s = 0; s < 2 * batch<I4>::PAIRS; s++) {
+    for (int s = 0; s < 2 * PAIRS; s++) {
         const uint16_t *const at = scales + walk->g * SQ_ROW_BLOCK + lane % 4 * 2;
         out->scales[s] = pair0 * 2 + s < a->n_steps ? *(const uint32_t *)at : 0;
         walk_on(a, walk);
@@ -345,7 +349,7 @@ SQ_DEVICE void add_few(const product_args *a, const product_mat *mat, uint32_t g
 template <bool I4, int ROW_BLOCKS>
 static __global__ void __launch_bounds__(FEW_THREADS) few_kernel(const product_args a)
 {
-    enum { PAIRED = (ROW_BLOCKS + 1) / 2, PAIRS = batch<I4>::PAIRS };
+    enum { PAIRED = (ROW_BLOCKS + 1) / 2, PAIRS = (I4 ? 16 : 8) / (ROW_BLOCKS > 4 ? 2 : 1) };
     uint32_t first = blockIdx.x;
     const product_mat *const mat = mat_of(&a, &first);
     const uint32_t lane = threadIdx.x % SQ_WARP, block = first * (FEW_THREADS / SQ_WARP) + threadIdx.x / SQ_WARP;
@@ -361,11 +365,11 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_kernel(const product_a
     }
 
     group_walk ahead = {0, a.group_steps}, here = ahead;
-    batch<I4> now, next;
-    fetch<I4>(&a, mat, block, 0, &ahead, &next);
+    batch<PAIRS> now, next;
+    fetch<I4, PAIRS>(&a, mat, block, 0, &ahead, &next);
     for (uint32_t pair0 = 0; pair0 < a.n_pairs; pair0 += PAIRS) {
         now = next;
-        if (pair0 + PAIRS < a.n_pairs) fetch<I4>(&a, mat, block, pair0 + PAIRS, &ahead, &next);
+        if (pair0 + PAIRS < a.n_pairs) fetch<I4, PAIRS>(&a, mat, block, pair0 + PAIRS, &ahead, &next);
         SQ_UNROLL
         for (int p = 0; p < PAIRS; p++) {
             const uint32_t pair = pair0 + p;
@@ -438,11 +442,13 @@ template <bool I4> static void launch_few(sq_stream *s, product_args *args, unsi
         SQ_LAUNCH(s, (few_kernel<I4, 1>), blocks, FEW_THREADS, *args);
     else if (args->m <= 2 * SQ_ROW_BLOCK)
         SQ_LAUNCH(s, (few_kernel<I4, 2>), blocks, FEW_THREADS, *args);
-    else
+    else if (args->m <= 4 * SQ_ROW_BLOCK)
         SQ_LAUNCH(s, (few_kernel<I4, 4>), blocks, FEW_THREADS, *args);
+    else
+        SQ_LAUNCH(s, (few_kernel<I4, 8>), blocks, FEW_THREADS, *args);
 }
 
-/* Tiles of 64 rows fill the last round of multiprocessors better, two of which run side by side in one. */
+/* Tiles of 64 rows take half the time of those of 128, and waste less of the last multiprocessors' and rows'. */
 template <bool I4> static void launch_gemm(sq_stream *s, product_args *args, unsigned n_mats)
 {
     const uint32_t sms = s->device->n_sms;
@@ -451,7 +457,7 @@ template <bool I4> static void launch_gemm(sq_stream *s, product_args *args, uns
     const product_args small_args = *args;
     args->m_tiles = sq_ceil_div(args->m, 128);
     const uint32_t large = number_blocks(s, args, n_mats, TILE_N);
-    if (sq_ceil_div(small, 2 * sms) < sq_ceil_div(large, sms))
+    if (sq_ceil_div(small, sms) < 2 * sq_ceil_div(large, sms))
         SQ_LAUNCH(s, (gemm_kernel<I4, 4>), small, GEMM_THREADS, small_args);
     else
         SQ_LAUNCH(s, (gemm_kernel<I4, 8>), large, GEMM_THREADS, *args);
