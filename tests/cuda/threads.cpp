@@ -142,6 +142,7 @@ struct thread {
 
 struct warp {
     unsigned arrived, done;       /* lanes at the collective at hand; collectives that all came to */
+    const thread *first;          /* of these lanes */
     emulator_slot slots[2][WARP]; /* of a collective and of the one before it, which some lanes are still to read */
 };
 
@@ -152,6 +153,7 @@ struct grid_run {
     const void *argument;
     unsigned n_threads;
     unsigned barriers, arrived; /* that all came to; threads at the one at hand */
+    const thread *first;        /* of these threads */
     int given[2];               /* sums of a barrier and of the one before it */
 };
 
@@ -182,7 +184,8 @@ const char *where(const thread *t)
 
 bool same_place(const place &a, const place &b)
 {
-    return a.line == b.line && !strcmp(a.name, b.name) && !strcmp(a.file, b.file);
+    return a.line == b.line && (a.name == b.name || !strcmp(a.name, b.name)) &&
+           (a.file == b.file || !strcmp(a.file, b.file));
 }
 
 /* Its frame must have nothing that ASan marks: it is never left. */
@@ -341,10 +344,8 @@ const emulator_slot *emulator_warp(const char *name, unsigned mask, const void *
         emulator_die("kernel %s: %s without all 32 lanes, in %s:%d", run.name, name, file, line);
     emulator_slot *const slots = w->slots[me->warp_turn++ % 2];
     if (bytes) memcpy(slots[emulator_lane()].bytes, in, bytes);
-    w->arrived++;
-    for (unsigned i = first; i < first + WARP; i++)
-        if (threads[i].is == AT_WARP && threads[i].warp_turn == me->warp_turn && !same_place(threads[i].at, me->at))
-            die_apart("lanes of a warp are at different places", me, &threads[i]);
+    if (!w->arrived++) w->first = me;
+    if (!same_place(w->first->at, me->at)) die_apart("lanes of a warp are at different places", me, w->first);
     if (w->arrived == WARP) {
         w->arrived = 0;
         w->done++;
@@ -357,12 +358,8 @@ int emulator_block(const char *name, bool given, const char *file, int line)
 {
     thread *const me = current;
     me->at = place{name, file, line};
-    if (run.arrived) {
-        const thread *other = threads;
-        while (other->is != AT_BLOCK || other->block_turn != me->block_turn + 1)
-            other++;
-        if (!same_place(other->at, me->at)) die_apart("threads are at different barriers", me, other);
-    }
+    if (!run.arrived) run.first = me;
+    if (!same_place(run.first->at, me->at)) die_apart("threads are at different barriers", me, run.first);
     int *const sum = &run.given[me->block_turn++ % 2];
     *sum += given;
     if (++run.arrived == run.n_threads) {
