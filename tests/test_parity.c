@@ -114,16 +114,20 @@ static void what_is_not_here_is_told(void **state)
         char said[64];
         snprintf(said, sizeof said, "cpu:%s: this CPU has no %s; it runs scalar", isas[i], isas[i]);
         assert_contains(msg.text, said);
-        command_result r = RUN("parity", "-m", floats, "--devices", d.name, cat);
-        check_refused(2, "Name two", r);
+        check_refused(2, "Name two", RUN("parity", "-m", floats, "--devices", d.name, cat));
         char list[80];
         snprintf(list, sizeof list, "cpu,%s", d.name);
         check_refused(1, said, RUN("parity", "-m", floats, "--devices", list, cat));
     }
     assert_true(n_here >= 1 && n_missing >= 3); /* x86 or ARM */
-#if !SQ_HAVE_CUDA
-    check_refused(1, "cuda is not in this build of squint; configure it with -Dcuda=enabled",
-                  RUN("parity", "-m", floats, "--devices", "cpu:scalar,cuda:f32", cat));
+    command_result r = RUN("parity", "-m", floats, "--devices", "cpu:scalar,cuda:f32", cat);
+#if SQ_HAVE_CUDA
+    if (r.status)
+        check_refused(1, "device cuda: ", r);
+    else
+        command_result_free(&r);
+#else
+    check_refused(1, "cuda is not in this build of squint; configure it with -Dcuda=enabled", r);
 #endif
 }
 
@@ -468,7 +472,8 @@ static void every_stage_is_a_line(void **state)
     cJSON *const verdict = line_from_end(&r, 0);
     assert_string_equal(text_of(verdict, "device"), "cpu:f32");
     assert_string_equal(text_of(verdict, "reference"), "cpu");
-    assert_string_equal(text_of(verdict, "isa"), text_of(verdict, "reference_isa"));
+    assert_contains(text_of(verdict, "runner"), "cpu:f32, ");
+    assert_contains(text_of(verdict, "runner"), text_of(verdict, "reference_runner"));
     assert_string_equal(text_of(verdict, "judged"), "told");
     assert_string_equal(text_of(verdict, "first"), "null");
     assert_true(number_of(verdict, "stages") == (double)n_stages);
@@ -483,14 +488,21 @@ static void every_stage_is_a_line(void **state)
 static void kernels_are_those_asked_for(void **state)
 {
     (void)state;
-    command_result r = RUN("parity", "-m", floats, "-d", "cpu,cpu:scalar", "-n", "1", "--json", cat);
+    command_result r = RUN("parity", "-m", floats, "-d", "cpu,cpu:scalar", "-n", "1", "--threads", "1", "--json", cat);
     cJSON *const verdict = line_from_end(&r, 0);
     size_t best = 0;
     while (sq_kernels_names()[best + 1])
         best++;
-    assert_string_equal(text_of(verdict, "isa"), "scalar");
-    assert_string_equal(text_of(verdict, "reference_isa"), sq_kernels_names()[best]);
+    char runner[64];
+    snprintf(runner, sizeof runner, "%s, 1 thread", sq_kernels_names()[best]);
+    assert_string_equal(text_of(verdict, "runner"), "scalar, 1 thread");
+    assert_string_equal(text_of(verdict, "reference_runner"), runner);
     cJSON_Delete(verdict);
+    command_result_free(&r);
+    r = RUN("parity", "-m", floats, "-d", "cpu,cpu:scalar", "-n", "1", "--threads", "1", cat);
+    char said[160];
+    snprintf(said, sizeof said, "cpu:scalar next to cpu, 1 picture\nscalar, 1 thread next to %s\ngroup ", runner);
+    assert_contains(r.out, said);
     command_result_free(&r);
 }
 

@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_TOKENS = 32, DEFAULT_SPOOL_MIB = 4096 };
+enum { DEFAULT_TOKENS = 32, DEFAULT_SPOOL_MIB = 4096, RUNNER = 160 };
 
 /* A stage of the reference, in the temporary file. */
 typedef struct table {
@@ -55,11 +55,11 @@ typedef struct parity_job {
     size_t n_pictures;
     /* What it takes. */
     spool spool;
-    parity_numbers numbers; /* of the reference */
-    parity_rule *rules;     /* [n_devices] */
-    parity_sum *sums;       /* [n_devices] */
-    const char **isas;      /* [n_devices] kernels that ran, static storage */
-    size_t n_done;          /* runs of a picture on a device */
+    parity_numbers numbers;  /* of the reference */
+    parity_rule *rules;      /* [n_devices] */
+    parity_sum *sums;        /* [n_devices] */
+    char (*runners)[RUNNER]; /* [n_devices] kernels and threads, or the device's own name */
+    size_t n_done;           /* runs of a picture on a device */
 } parity_job;
 
 /* A device's turn. */
@@ -441,6 +441,7 @@ static squint_err open_session(turn *t, squint_msg *msg)
     t->scores = cli_alloc(rows, sizeof *t->scores);
     err = sq_session_open_limits(&t->session, m, &job->session_options, &limits, msg);
     if (err) return err;
+    cli_runner(t->session, m, job->runners[t->device]);
     t->session->trace = on_trace;
     t->session->trace_user = t;
     t->session->trace_mute = 1u << SQ_TRACE_QKV;
@@ -461,7 +462,6 @@ static squint_err open_turn(turn *t, squint_msg *msg)
     if (!job->n_done) cli_tell_mode(t->model);
     const parity_numbers numbers = parity_numbers_of(d, t->model->any_panels, t->model->any_floats);
     if (!t->device) job->numbers = numbers;
-    job->isas[t->device] = squint_model_isa(t->model);
     const parity_rule rule = parity_rule_of(&job->numbers, &numbers);
     job->rules[t->device] = rule == PARITY_TOLD && job->judge ? PARITY_NEAR : rule;
     return open_session(t, msg);
@@ -532,9 +532,9 @@ static void print_verdict_json(const parity_job *job, size_t device)
     const bool past = sum->first.state == STAGE_PAST;
     cJSON *const json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "device", job->devices[device].name);
-    cJSON_AddStringToObject(json, "isa", job->isas[device]);
+    cJSON_AddStringToObject(json, "runner", job->runners[device]);
     cJSON_AddStringToObject(json, "reference", job->devices[0].name);
-    cJSON_AddStringToObject(json, "reference_isa", job->isas[0]);
+    cJSON_AddStringToObject(json, "reference_runner", job->runners[0]);
     cJSON_AddItemToObject(json, "model", cli_json_text(job->model_path, strlen(job->model_path)));
     cJSON_AddStringToObject(json, "judged", rules[job->rules[device]]);
     cJSON_AddNumberToObject(json, "pictures", (double)sum->n_pictures);
@@ -576,6 +576,7 @@ static bool report(const parity_job *job)
         }
         printf("%s%s next to %s, %zu %s\n", d > 1 || job->all_stages ? "\n" : "", job->devices[d].name,
                job->devices[0].name, job->n_pictures, job->n_pictures > 1 ? "pictures" : "picture");
+        printf("%s next to %s\n", job->runners[d], job->runners[0]);
         parity_print(&job->sums[d]);
         print_verdict(job, d);
     }
@@ -603,7 +604,7 @@ static int compare_devices(parity_job *job)
 {
     job->rules = cli_alloc(job->n_devices, sizeof *job->rules);
     job->sums = cli_alloc(job->n_devices, sizeof *job->sums);
-    job->isas = cli_alloc(job->n_devices, sizeof *job->isas);
+    job->runners = cli_alloc(job->n_devices, sizeof *job->runners);
     if (!spool_open(&job->spool)) return CLI_FAILED;
     const int status = take_turns(job);
     spool_close(&job->spool);
@@ -620,7 +621,7 @@ static void release(parity_job *job)
     free(job->devices);
     free(job->rules);
     free(job->sums);
-    free(job->isas);
+    free(job->runners);
 }
 
 static int run(const cli_command *self, int argc, char **argv)
