@@ -361,6 +361,7 @@ static sight made_sight(double x, double y, double w, double h)
                .caption = strdup("a flat picture"),
                .model = strdup("no model"),
                .mode = strdup("pmod"),
+               .device = strdup("cuda (NVIDIA H200)"),
                .grid = {.columns = GRID_W,
                         .rows = GRID_H,
                         .picture_w = PICTURE_W,
@@ -824,6 +825,7 @@ static void assert_same_sight(const sight *a, const sight *b)
     assert_string_equal(a->caption, b->caption);
     assert_string_equal(a->model, b->model);
     assert_string_equal(a->mode, b->mode);
+    assert_string_equal(a->device, b->device);
     assert_memory_equal(&a->grid, &b->grid, sizeof a->grid);
     assert_int_equal(a->n_more, b->n_more);
     assert_memory_equal(a->more, b->more, a->n_more * sizeof *a->more);
@@ -1005,6 +1007,7 @@ static void hostile_traces_are_refused(void **state)
         {"\"images\":[", "\"images\":[],\"x\":[", "no picture"},
         {"\"images\":[", "\"images\":[7,", "picture 1: file is missing"},
         {"\"caption\":\"a flat picture\"", "\"caption\":7", "caption is not a text"},
+        {"\"device\":\"cuda (NVIDIA H200)\"", "\"device\":7", "device is not a text"},
         {"\"width\":120", "\"width\":0", "picture.width is not a whole number from 1 to 32768"},
         {"\"width\":120", "\"width\":1e300", "picture.width"},
         {"\"width\":120", "\"width\":1.5", "picture.width"},

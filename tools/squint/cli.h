@@ -115,8 +115,8 @@ bool cli_time(const char *text, double *ms);
 #define CLI_ROW_DEVICE(device)                                                                                         \
     CLI_ROW_TEXT(                                                                                                      \
         0, "device", device, "NAME",                                                                                   \
-        "what runs the model: cpu, or cuda, a GPU of NVIDIA's, whose memory takes weights as they are in the file; "   \
-        "cpu:f32 and cuda:f32 with 4 bytes a weight, cuda:f16 with 2 (default: cpu)")
+        "what runs the model: cpu, cuda (a GPU of NVIDIA's); with weights of 4 or 2 bytes cpu:f32, cuda:f32, "         \
+        "cuda:f16 (default: cpu)")
 #define CLI_ROW_MODE(mode)                                                                                             \
     CLI_ROW_TEXT(0, "mode", mode, "NAME",                                                                              \
                  "how layers choose tokens: pmod, gamma-released, gamma-released-mgm, gamma-train, gamma-paper, "      \
