@@ -121,6 +121,7 @@ static void print_caption(const eval_job *job, const sample *s, const sample *sh
         cJSON_AddItemToArray(references, cli_json_text(s->captions[i], strlen(s->captions[i])));
     cJSON_AddItemToObject(json, "references", references);
     cli_json_line(job->captions, json);
+    fflush(job->captions); /* whoever waits for them has them as they come */
 }
 
 static void show_progress(const eval_job *job)
@@ -357,9 +358,7 @@ static squint_err open_sessions(eval_job *job, squint_session_options options, s
     job->workers = cli_alloc(n, sizeof *job->workers);
     for (job->n_jobs = 0; !err && job->n_jobs < n; job->n_jobs++)
         err = eval_session_open(&job->workers[job->n_jobs].eval, &job->task, &options, msg);
-    if (err != SQUINT_ERR_NOMEM || n == 1) return err;
-    const squint_msg first = *msg;
-    return sq_fail(msg, err, "%.400s (session %u of %u; --jobs asks for fewer)", first.text, job->n_jobs, n);
+    return err;
 }
 
 static squint_err prepare(eval_job *job, const squint_model_options *model_options,
@@ -399,6 +398,14 @@ static void release(eval_job *job)
     dataset_free(&job->data);
 }
 
+static int fail(const eval_job *job, squint_err err, const squint_msg *msg)
+{
+    squint_msg longer;
+    if (err != SQUINT_ERR_NOMEM || job->n_jobs < 2) return cli_fail(err, msg);
+    sq_fail(&longer, err, "%.400s (--jobs asks for fewer pictures at a time than %u)", msg->text, job->n_jobs);
+    return cli_fail(err, &longer);
+}
+
 static int evaluate(eval_job *job, const squint_model_options *model_options, const squint_session_options *options)
 {
     squint_msg msg = {""};
@@ -412,7 +419,7 @@ static int evaluate(eval_job *job, const squint_model_options *model_options, co
         if (!err) err = eval_samples(job, &msg);
         cli_unwatch_interrupts();
         if (!err) report(job);
-        status = err ? cli_fail(err, &msg) : cli_flush() ? CLI_DONE : CLI_FAILED;
+        status = err ? fail(job, err, &msg) : cli_flush() ? CLI_DONE : CLI_FAILED;
     }
     if (!close_output(job->dump, job->dump_path)) status = CLI_FAILED;
     if (!close_output(job->captions, job->captions_path)) status = CLI_FAILED;
