@@ -80,7 +80,18 @@ static void assert_finished(void)
     if (sq_finish(&gpu, &msg)) fail_msg("%s", msg.text);
 }
 
-/* Words are equal; a NaN equals any. */
+static void same_bytes(const void *host, const char *what)
+{
+    const struct mirror *const m = mirror_at(host);
+    uint8_t *const got = malloc(m->bytes);
+    sq_read(&gpu, got, m->device, m->bytes);
+    assert_finished();
+    for (size_t i = 0; i < m->bytes; i++)
+        if (got[i] != ((const uint8_t *)host)[i]) fail_msg("%s: byte %zu of %zu is another", what, i, m->bytes);
+    free(got);
+}
+
+/* Floats are equal; a NaN equals any. */
 static void same(const void *host, const char *what)
 {
     const struct mirror *const m = mirror_at(host);
@@ -294,8 +305,8 @@ static void check_store(uint32_t m, uint32_t n_heads, uint32_t n_kv_heads, uint3
     for (uint32_t i = 0; rows && i < m; i++)
         rows[i] = 3 * i + below(3);
     store.rows = rows;
-    store.qkv[below(m) * store.ld + below(width)] = below(2) ? 0.0f : INFINITY;
-    store.qkv[below(m) * store.ld + below(width)] = FLT_MAX;
+    store.qkv[below(m) * store.ld + below(width)] = below(2) ? -INFINITY : INFINITY;
+    store.qkv[below(m) * store.ld + below(width)] = below(2) ? -FLT_MAX : FLT_MAX;
     memset(store.qkv + below(m) * store.ld + (width - head_dim), 0, head_dim * sizeof(float));
     push_all();
     sq_kv_store theirs = store;
@@ -306,10 +317,8 @@ static void check_store(uint32_t m, uint32_t n_heads, uint32_t n_kv_heads, uint3
     theirs.rows = on_device(store.rows);
     sq_store_kv(&gpu, &theirs);
     sq_store_kv(&cpu, &store);
-    if (type == SQ_KV_F32) {
-        same(store.k, "keys");
-        same(store.v, "values");
-    }
+    same_bytes(store.k, "keys");
+    same_bytes(store.v, "values");
     same(store.qkv, "queries and keys");
     forget();
 }
@@ -544,7 +553,7 @@ static void routes_of_ties(void **state)
             squint_msg msg;
             uint32_t n = 0, n_theirs = 0;
             memcpy(r.x, scores, sizeof scores);
-            r.lag[1].factor = r.lag[13].factor = -1.0f; /* dots are never -0 */
+            r.lag[0].factor = r.lag[13].factor = -1.0f; /* to -0; dots are never that */
             r.bias = -0.0f;
             routers[0][0] = 1.0f;
             ask(&r, 0);
