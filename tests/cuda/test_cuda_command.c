@@ -70,6 +70,45 @@ static void evaluations_are_the_same(void **state)
     cJSON_Delete(got);
 }
 
+static cJSON *benched(const char *device)
+{
+    command_result r = RUN("bench", "--synthetic", "tiny", "--type", "q8", "--mode", "gamma-released", "--layers", "3",
+                           "--vision", "24", "--text", "4", "-r", "1", "--json", "--device", device);
+    return object(&r);
+}
+
+/* Random scores decide what a made model's layers keep of random vision tokens. */
+static void made_models_are_the_same(void **state)
+{
+    (void)state;
+    cJSON *const want = benched("cpu"), *const got = benched("cuda");
+    const cJSON *const a = cJSON_GetObjectItem(want, "results")->child, *const b =
+                                                                            cJSON_GetObjectItem(got, "results")->child;
+    assert_same_member(b, a, "kv_bytes");
+    assert_same_member(b, a, "mac_ratio");
+    assert_true(cJSON_GetObjectItem(b, "mac_ratio")->valuedouble < 1);
+    assert_string_equal(cJSON_GetObjectItem(got, "device")->valuestring, "cuda (emulated GPU)");
+    cJSON_Delete(want);
+    cJSON_Delete(got);
+}
+
+/* What works on the device lies there, and no more of it in the program's memory than it reads back. */
+static void memory_is_told(void **state)
+{
+    (void)state;
+    static const char *const devices[] = {"cpu", "cuda"};
+    double here[2], there[2];
+    for (int i = 0; i < 2; i++) {
+        command_result r = RUN("info", "--json", "--device", devices[i], model);
+        cJSON *const json = object(&r);
+        here[i] = cJSON_GetNumberValue(cJSON_GetObjectItem(json, "session_bytes"));
+        there[i] = cJSON_GetNumberValue(cJSON_GetObjectItem(json, "session_device_bytes"));
+        cJSON_Delete(json);
+    }
+    assert_true(there[0] == 0 && there[1] > 10000 && here[1] > 10000);
+    assert_true(here[1] < here[0]);
+}
+
 static void parity_finds_no_difference(void **state)
 {
     (void)state;
@@ -134,6 +173,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(captions_are_the_same),      cmocka_unit_test(evaluations_are_the_same),
+        cmocka_unit_test(made_models_are_the_same),   cmocka_unit_test(memory_is_told),
         cmocka_unit_test(parity_finds_no_difference), cmocka_unit_test(no_gpu_is_told),
         cmocka_unit_test(no_memory_is_told),          cmocka_unit_test(broken_gpus_are_told),
     };
