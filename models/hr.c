@@ -64,10 +64,12 @@ static squint_err load_gate(squint_model *m, const char *at, uint32_t d, sq_hr_a
         return sq_fail(msg, SQUINT_ERR_FORMAT, "%s: tensor %s: missing, or not [%u, n] with n up to %d",
                        sq_vision_path(m), tensor, 2 * d, SQ_MAX_K);
     const uint32_t inner = (uint32_t)t->ne[1];
+    const bool any_floats = m->any_floats;
     squint_err err = sq_load_linear(m, name, inner, 2 * d, &a->gate0, msg);
     if (err) return err;
     snprintf(name, sizeof name, "%s.gate.2", at);
     if ((err = sq_load_linear(m, name, 1, inner, &a->gate2, msg))) return err;
+    m->any_floats = any_floats; /* gates are sums of the program's own, whatever runs the rest */
     if (a->gate0.w.f32 && a->gate2.w.f32) return SQUINT_OK;
     return sq_fail(msg, SQUINT_ERR_UNSUPPORTED, "%s: tensor %s.gate.%d.weight: gates are F32 or F16", sq_vision_path(m),
                    at, a->gate0.w.f32 ? 2 : 0);

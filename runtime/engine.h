@@ -88,7 +88,7 @@ struct squint_model {
     size_t pixel_floats;  /* that a picture's images for the tower are at most */
     const char *mode;     /* how routed layers run, by name */
     const char *own_mode; /* and how the file would have it */
-    bool any_panels, any_floats; /* matrices of whole numbers, of floats, as they are stored */
+    bool any_panels, any_floats; /* products with matrices of whole numbers, of floats, as they are stored */
     bool float_decoder;   /* decoder weights are F32, or run so: SQUINT_KV_AUTO means F32 */
     sq_image_rule image_rule;
     void *net; /* the family's own: shapes and weights */

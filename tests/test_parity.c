@@ -174,6 +174,40 @@ static void pairs_are_judged(void **state)
     }
 }
 
+static void assert_kinds(const char *path, bool panels, bool weights)
+{
+    squint_model *m;
+    squint_msg msg = {""};
+    if (squint_model_open(&m, path, NULL, &msg)) fail_msg("%s", msg.text);
+    if (m->any_panels != panels || m->any_floats != weights) fail_msg("%s: %d %d", path, m->any_panels, m->any_floats);
+    squint_model_close(&m);
+}
+
+/* Convolutions and LLaVA-HR's gates stay floats in files of whole numbers, and have one order everywhere. */
+static void kinds_of_products_are_known(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"pmod15", "gamma-hr", "gamma-mgm"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char name[64], path[1024], out[1024];
+        snprintf(name, sizeof name, "golden/checkpoints/%s.gguf", names[i]);
+        snprintf(path, sizeof path, "%s", test_path(name));
+        snprintf(out, sizeof out, "%s", temp_path(".gguf"));
+        assert_kinds(path, false, true);
+        static const struct {
+            const char *type, *vision;
+            bool panels, floats;
+        } kinds[] = {{"q8", "q8", true, false}, {"q4", "f32", true, true}};
+        for (size_t j = 0; j < 2; j++) {
+            command_result r = RUN("quantize", "--type", kinds[j].type, "--vision", kinds[j].vision, path, out);
+            if (r.status) fail_msg("%s", r.err);
+            command_result_free(&r);
+            assert_kinds(out, kinds[j].panels, kinds[j].floats);
+        }
+        unlink(out);
+    }
+}
+
 static void the_same_bits_have_no_budget(void **state)
 {
     (void)state;
@@ -756,6 +790,7 @@ int main(void)
         cmocka_unit_test(other_words_are_refused),
         cmocka_unit_test(what_is_not_here_is_told),
         cmocka_unit_test(pairs_are_judged),
+        cmocka_unit_test(kinds_of_products_are_known),
         cmocka_unit_test(the_same_bits_have_no_budget),
         cmocka_unit_test(the_best_and_its_lead),
         cmocka_unit_test(texts_part_at_a_place),
