@@ -229,9 +229,9 @@ static void want_of_memory_is_told(void **state)
     snprintf(list, sizeof list, "%s", temp_path(".jsonl"));
     write_list(list, 3, NULL, 0);
     setenv("SQ_EMULATOR_MEMORY", "500000", 1);
-    check_refused(1, "(--jobs asks for fewer pictures at a time than 3)",
-                  RUN("eval", "-m", model, "-d", list, "--device", device, "-j", "3"));
+    r = RUN("eval", "-m", model, "-d", list, "--device", device, "-j", "3");
     unsetenv("SQ_EMULATOR_MEMORY");
+    check_refused(1, "(--jobs asks for fewer pictures at a time than ", r); /* 3, or 2 where sessions have gaps */
     unlink(list);
 }
 
